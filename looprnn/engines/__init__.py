@@ -1,0 +1,126 @@
+"""One module per engine, the same verbs in each: build(...) writes a file, session(...).run(...) answers.
+
+| name         | file           | built on                   | runs on                                    |
+|--------------|----------------|----------------------------|--------------------------------------------|
+| tensorrt     | model.plan     | a host with the GPU        | the GPU family it was built on             |
+| tensorrt_rtx | model.rtx.plan | any host, no GPU needed    | RTX GPUs, compute capability 8.x and 12.x  |
+| onnxruntime  | model.onnx     | any host                   | any CPU                                    |
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from looprnn.card import Cards, EngineCard
+from looprnn.errors import EngineError, EngineMissing
+from looprnn.spec import RNNSpec
+from looprnn.weights import Weights
+
+Arrays = Mapping[str, NDArray[np.float32]]
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+# In order of preference: what `auto` takes first where several can run.
+ENGINES: Final = {
+    "tensorrt": ("looprnn.engines.tensorrt", "looprnn[gpu]"),
+    "tensorrt_rtx": ("looprnn.engines.tensorrt", "looprnn[rtx]"),
+    "onnxruntime": ("looprnn.engines.onnxruntime", "looprnn[onnxruntime]"),
+}
+
+
+class Session(Protocol):
+    """A loaded engine: use it in a `with`, and from one thread at a time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        """input [B, T, I], h_0, c_0 [B, D, H] → output [B, T, D·H], h_n, c_n [B, D, H].
+
+        Every input is given, C-contiguous and within the profile. The answers are the caller's to keep.
+        """
+        ...
+
+
+class Engine(ABC):
+    """How one kind of engine is built and loaded."""
+
+    name: str
+    file: str
+
+    @abstractmethod
+    def libraries(self) -> dict[str, str]:
+        """Name → version of what builds and runs it."""
+
+    @abstractmethod
+    def cannot_build(self) -> str | None:
+        """Why this host cannot build it, in words; None if it can."""
+
+    @abstractmethod
+    def cannot_run(self, card: EngineCard, device: int = 0) -> str | None:
+        """Why this host cannot run the engine of this card, in words; None if it can."""
+
+    @abstractmethod
+    def build(
+        self, spec: RNNSpec, weights: Weights, path: Path, *, progress: Progress, workspace: int
+    ) -> dict[str, Any]:
+        """Write the engine to `path`; answer what it was built for: the card's gpu and capabilities.
+
+        workspace is TensorRT's, in bytes. Raises EngineError.
+        """
+
+    @abstractmethod
+    def session(self, path: Path, spec: RNNSpec, device: int = 0) -> Session:
+        """Load the engine at `path`. Raises EngineError."""
+
+
+def get(name: str) -> Engine:
+    """The engine of that name. Raises EngineMissing if it is unknown or its library is not installed."""
+    if name not in ENGINES:
+        raise EngineMissing(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
+    module, extra = ENGINES[name]
+    try:
+        engine: Engine = importlib.import_module(module).engine(name)
+    except ImportError as error:
+        raise EngineMissing(f"{name} is not installed here ({error}). Type: pip install '{extra}'") from error
+    return engine
+
+
+def cannot_run(name: str, card: EngineCard, device: int = 0) -> str | None:
+    """Engine.cannot_run, with a missing library as one more reason."""
+    try:
+        return get(name).cannot_run(card, device)
+    except EngineMissing as error:
+        return str(error)
+
+
+def choose(cards: Cards, wanted: str, device: int = 0) -> str:
+    """The engine to serve: the wanted one, or for "auto" the first of ENGINES that was built and runs here.
+
+    Raises EngineMissing, or EngineError that says why each candidate cannot run. Never falls back silently.
+    """
+    variant = cards.spec.name
+    if wanted != "auto" and wanted not in cards.engines:
+        raise EngineMissing(
+            f"config.pbtxt asks for the engine {wanted!r}; built are: {', '.join(cards.engines) or 'none'}. "
+            f"Build it: python build_engines.py --variant {variant} --engine {wanted}"
+        )
+    candidates = [name for name in ENGINES if name in cards.engines] if wanted == "auto" else [wanted]
+    reasons = []
+    for name in candidates:
+        reason = cannot_run(name, cards.engines[name], device)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise EngineError(
+        f"no engine of {variant} runs here. {'; '.join(reasons)}. "
+        f"Build one here: python build_engines.py --variant {variant}"
+    )

@@ -1,0 +1,106 @@
+"""EngineCard: who built this engine, for what, and how close it came to the reference.
+
+A version directory holds engine.json: the spec, and one card for each engine file beside it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from looprnn.errors import EngineMismatch, EngineMissing
+from looprnn.spec import RNNSpec
+
+CARDS = "engine.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCard:
+    """One engine.
+
+    file, sha256         the engine's file beside the card, and its digest
+    spec_digest, weights_digest
+                         what it was built from; equal digests and libraries mean it need not be rebuilt
+    libraries            name → version of what built it
+    gpu, capabilities    the GPU it was built on and the compute capabilities it is for; None and [] for a CPU
+    built                date, UTC
+    difference           output → largest difference from the reference (parity.difference), or None where
+                         the building host cannot run the engine
+    """
+
+    engine: str
+    file: str
+    sha256: str
+    spec_digest: str
+    weights_digest: str
+    libraries: dict[str, str]
+    gpu: str | None
+    capabilities: list[str]
+    built: str
+    difference: dict[str, float] | None
+
+    def check_file(self, folder: Path) -> Path:
+        """The engine's path. Raises EngineMissing or EngineMismatch if it is not the file that was built."""
+        path = folder / self.file
+        if not path.is_file():
+            raise EngineMissing(f"{path}: the card names it, but it is not there. {rebuild(folder)}")
+        if (found := file_digest(path)) != self.sha256:
+            raise EngineMismatch(
+                f"{path}: {path.stat().st_size} bytes with SHA-256 {found[:12]}…, but its card says "
+                f"{self.sha256[:12]}…: truncated or replaced since it was built. {rebuild(folder)}"
+            )
+        return path
+
+    @property
+    def target(self) -> str:
+        """What it was built for, in words."""
+        if not self.capabilities:
+            return "any CPU"
+        return f"{self.gpu or 'RTX GPUs'} (compute capability {', '.join(self.capabilities)})"
+
+    @property
+    def worst(self) -> float | None:
+        """The largest difference over all outputs; None where it could not be run."""
+        return None if self.difference is None else max(self.difference.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cards:
+    """The content of engine.json."""
+
+    spec: RNNSpec
+    engines: dict[str, EngineCard]
+
+    def write(self, folder: Path) -> None:
+        content = {
+            "spec": self.spec.network_dict(),
+            "engines": {name: dataclasses.asdict(card) for name, card in self.engines.items()},
+        }
+        (folder / CARDS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises EngineMissing if nothing was built here, EngineMismatch if the card cannot be understood."""
+        path = folder / CARDS
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                spec=RNNSpec.from_network_dict(content["spec"]),
+                engines={name: EngineCard(**card) for name, card in content["engines"].items()},
+            )
+        except FileNotFoundError:
+            raise EngineMissing(f"{folder}: no engine was built here. {rebuild(folder)}") from None
+        except Exception as error:
+            raise EngineMismatch(f"{path}: not an engine card ({error}). {rebuild(folder)}") from error
+
+
+def rebuild(folder: Path) -> str:
+    """What to type; a version directory lies in its variant's."""
+    return f"Build it: python build_engines.py --force --variant {folder.resolve().parent.name}"
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,77 @@
+"""ONNX Runtime on the CPU: the default on hosts without an NVIDIA GPU."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from looprnn.card import EngineCard
+from looprnn.engines import Arrays, Engine, Progress
+from looprnn.errors import EngineError, EngineMissing
+from looprnn.spec import RNNSpec
+from looprnn.weights import Weights
+
+
+class OnnxRuntime(Engine):
+    name = "onnxruntime"
+    file = "model.onnx"
+
+    def libraries(self) -> dict[str, str]:
+        return {"onnxruntime": str(ort.__version__), "onnx": version("onnx")}
+
+    def cannot_build(self) -> str | None:
+        try:
+            version("onnx")
+        except ImportError:
+            return "onnx is not installed here. Type: pip install 'looprnn[onnxruntime]'"
+        return None
+
+    def cannot_run(self, card: EngineCard, device: int = 0) -> str | None:
+        return None  # ONNX files are portable: any CPU, any ONNX Runtime that knows their opset
+
+    def build(
+        self, spec: RNNSpec, weights: Weights, path: Path, *, progress: Progress, workspace: int
+    ) -> dict[str, Any]:
+        from looprnn.engines.onnx_model import build_model  # onnx is needed to build, not to serve
+
+        progress("ONNX model", 0, 1)
+        path.write_bytes(build_model(spec, weights).SerializeToString())
+        progress("ONNX model", 1, 1)
+        return {"gpu": None, "capabilities": []}
+
+    def session(self, path: Path, spec: RNNSpec, device: int = 0) -> "OnnxSession":
+        return OnnxSession(path, spec)
+
+
+class OnnxSession:
+    """One ort.InferenceSession on the CPU provider."""
+
+    def __init__(self, path: Path, spec: RNNSpec) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave cores to the server
+        try:
+            self._session = ort.InferenceSession(
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except FileNotFoundError:
+            raise EngineMissing(f"{path}: no such engine") from None
+        except Exception as error:  # ort raises a class of its own for each cause
+            raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        self._outputs = spec.output_names
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._session
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+
+def engine(name: str) -> Engine:
+    return OnnxRuntime()

@@ -1,0 +1,143 @@
+"""engine + spec → model_repository/<name>/: config.pbtxt, and one directory a version.
+
+    model_repository/lstm/config.pbtxt     rendered from the spec, committed and compared by a test
+    model_repository/lstm/1/model.py       one import
+    model_repository/lstm/1/engine.json    the cards; without it the version was not built
+    model_repository/lstm/1/model.onnx …   the engines
+
+A version is staged beside the others and renamed into place whole. It is never written to again.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from looprnn.card import CARDS
+from looprnn.spec import RNNSpec
+
+MODEL_PY = "from looprnn.triton_model import TritonPythonModel  # noqa: F401\n"
+
+
+def render_config(spec: RNNSpec) -> str:
+    """config.pbtxt, through Triton's own protobuf.
+
+    instance_group's KIND_AUTO is a GPU where there is one, else the CPU. The parameter `engine` may be set to the
+    name of an engine; `auto` takes the first that the host can run.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    batch, time = spec.profile.batch, spec.profile.time
+    sizes = {name: shape[1:] for name, shape in spec.shapes(1, 1).items()}
+    any_time = {name: (-1, sizes[name][1]) for name in ("input", "output")}
+    fp32 = pb.DataType.TYPE_FP32
+    config = pb.ModelConfig(
+        name=spec.name,
+        backend="python",
+        max_batch_size=batch.max,
+        input=[
+            pb.ModelInput(
+                name=name, data_type=fp32, dims=any_time.get(name, sizes[name]), optional=name != "input"
+            )
+            for name in spec.input_names
+        ],
+        output=[
+            pb.ModelOutput(name=name, data_type=fp32, dims=any_time.get(name, sizes[name]))
+            for name in spec.output_names
+        ],
+        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)],
+        dynamic_batching=pb.ModelDynamicBatching(),
+        parameters={
+            "engine": pb.ModelParameter(string_value="auto"),
+            "time_max": pb.ModelParameter(string_value=str(time.max)),
+        },
+        model_warmup=[
+            pb.ModelWarmup(
+                name="typical",
+                batch_size=batch.opt,
+                inputs={
+                    "input": pb.ModelWarmup.Input(
+                        data_type=fp32,
+                        dims=(time.opt, spec.input_size),
+                        zero_data=True,  # random_data is random bytes, NaN among them
+                    )
+                },
+            )
+        ],
+    )
+    return text_format.MessageToString(config)
+
+
+def write_config(repository: Path, spec: RNNSpec) -> None:
+    """Bring config.pbtxt up to date; an unchanged one is not touched."""
+    path = repository / spec.name / "config.pbtxt"
+    text = render_config(spec)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".staging-", delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def built_versions(model: Path) -> list[int]:
+    """The version numbers under model_repository/<name> that hold engines, ascending."""
+    return sorted(
+        int(folder.name)
+        for folder in (model.iterdir() if model.is_dir() else ())
+        if folder.name.isdecimal() and (folder / CARDS).is_file()
+    )
+
+
+@contextmanager
+def staged_version(repository: Path, name: str) -> Iterator[Path]:
+    """A folder to fill; at the end it becomes the next version whole, or, after an exception, nothing.
+
+    Its `.name` inside the `with` is temporary: ask built_versions() afterwards.
+    """
+    model = repository / name
+    model.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=model))
+    try:
+        yield staging
+        (staging / "model.py").write_text(MODEL_PY, encoding="utf-8")
+        staging.chmod(0o755)
+        _promote(model, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _promote(model: Path, staging: Path) -> None:
+    version = max(built_versions(model), default=0) + 1
+    while True:
+        target = model / str(version)
+        if _is_skeleton(target):
+            shutil.rmtree(target)  # a clone's 1/ holds model.py and nothing that could be served
+        try:
+            os.rename(staging, target)  # noqa: PTH104 - refuses a folder that holds anything
+            return
+        except OSError:
+            if not target.exists():
+                raise
+            version += 1  # another build was faster
+
+
+def _is_skeleton(folder: Path) -> bool:
+    return folder.is_dir() and {p.name for p in folder.iterdir()} <= {"model.py", "__pycache__"}
+
+
+def prune(model: Path, keep: int) -> None:
+    """Remove all but the newest version and `keep` old ones. 1/model.py is committed, so it stays."""
+    versions = built_versions(model)
+    for version in versions[: max(0, len(versions) - 1 - keep)]:
+        folder = model / str(version)
+        aside = Path(tempfile.mkdtemp(prefix=".staging-", dir=model))
+        folder.rename(aside / folder.name)
+        if version == 1:
+            folder.mkdir()
+            (folder / "model.py").write_text(MODEL_PY, encoding="utf-8")
+        shutil.rmtree(aside)

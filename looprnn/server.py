@@ -1,0 +1,204 @@
+"""Finds and runs a tritonserver: the container's own, or the one inside the nvidia-pytriton wheel.
+
+The wheel's server is used as a program, not through PyTriton's API. It needs a backend directory that joins its
+python backend with the stub of this Python, and the wheel's libraries beside libpython on LD_LIBRARY_PATH.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from looprnn.errors import ServerError
+
+STOP_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A tritonserver program, the backends to give it (None: its own) and the libraries it needs."""
+
+    program: Path
+    backends: Path | None
+    libraries: tuple[Path, ...]
+
+
+def find(scratch: Path) -> Installation:
+    """The container's tritonserver if there is one, else the embedded one, its backends laid out in `scratch`.
+
+    Raises ServerError that says what to install.
+    """
+    for place in (shutil.which("tritonserver"), "/opt/tritonserver/bin/tritonserver"):
+        if place and Path(place).exists():
+            return Installation(Path(place), None, ())
+    found = importlib.util.find_spec("pytriton")
+    if found is None or found.origin is None:
+        raise ServerError("no tritonserver here. Type: pip install 'looprnn[embedded]'")
+    wheel = Path(found.origin).parent
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        there = ", ".join(sorted(p.name for p in stub.parent.parent.iterdir()))
+        raise ServerError(f"the embedded tritonserver has no stub for Python {version}; it has {there}")
+    backend = scratch / "python"
+    shutil.copytree(wheel / "tritonserver/backends/python", backend)
+    shutil.copy2(stub, backend)
+    return Installation(
+        wheel / "tritonserver/bin/tritonserver",
+        scratch,
+        (wheel.parent / "nvidia_pytriton.libs", libpython().parent),
+    )
+
+
+def libpython() -> Path:
+    """The shared library of this Python, which the stub loads. Raises ServerError that says how to get it."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    folders = [sysconfig.get_config_var(key) for key in ("LIBDIR", "LIBPL")]
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    if multiarch:
+        folders += [f"/usr/lib/{multiarch}", f"/lib/{multiarch}"]
+    for folder in folders:
+        if folder and (Path(folder) / name).exists():
+            return Path(folder) / name
+    raise ServerError(
+        f"{sys.executable} comes without {name}, which Triton's Python backend needs. On Debian and Ubuntu: "
+        f"apt-get install {name.removesuffix('.so.1.0')}; for pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared"
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports nobody listens on at this moment."""
+    with ExitStack() as open_sockets:
+        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+class Server:
+    """A running tritonserver on a model repository; `with` starts it, waits until it is ready, and stops it.
+
+    grpc, http and metrics are "host:port". Ports of 0 are chosen. Listens on loopback unless `host` says otherwise.
+    With strict=True a model that cannot be loaded raises ServerError with Triton's words; else the others are served.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        host: str = "127.0.0.1",
+        ports: tuple[int, int, int] = (0, 0, 0),
+        log: Path | None = None,
+        strict: bool = True,
+        timeout_s: float = 120.0,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.repository, self.host, self.strict = repository, host, strict
+        self.timeout_s, self.waiting = timeout_s, waiting
+        chosen = iter(free_ports(3))
+        http, grpc, metrics = (port or next(chosen) for port in ports)
+        here = "127.0.0.1" if host == "0.0.0.0" else host
+        self.http, self.grpc, self.metrics = (f"{here}:{port}" for port in (http, grpc, metrics))
+        self._ports = (http, grpc, metrics)
+        self._log = log
+
+    def __enter__(self) -> Self:
+        if not self.repository.is_dir():
+            raise ServerError(f"{self.repository}: no such model repository. Type: python build_engines.py")
+        with ExitStack() as opening:
+            scratch = Path(opening.enter_context(tempfile.TemporaryDirectory(prefix="looprnn-")))
+            self.log = self._log or scratch / "tritonserver.log"
+            output = opening.enter_context(self.log.open("w", encoding="utf-8"))
+            installed = find(scratch / "backends")
+            # Its own process group: Ctrl-C reaches us, and we stop the server in order.
+            self.process = subprocess.Popen(
+                self._command(installed), stdout=output, stderr=subprocess.STDOUT,
+                env=_environment(installed), start_new_session=True,
+            )
+            opening.callback(self._stop)
+            self._wait_until_ready()
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def wait(self) -> int:
+        """Block until the server ends by itself; its exit status."""
+        return self.process.wait()
+
+    def _command(self, installed: Installation) -> list[str]:
+        http, grpc, metrics = self._ports
+        return [
+            str(installed.program),
+            f"--model-repository={self.repository.resolve()}",
+            *([f"--backend-directory={installed.backends}"] if installed.backends else []),
+            "--disable-auto-complete-config",
+            "--backend-config=python,shm-default-byte-size=4194304",
+            f"--exit-on-error={str(self.strict).lower()}",
+            f"--http-address={self.host}", f"--http-port={http}",
+            f"--grpc-address={self.host}", f"--grpc-port={grpc}",
+            f"--metrics-address={self.host}", f"--metrics-port={metrics}",
+            "--allow-cpu-metrics=true",
+        ]
+
+    def _wait_until_ready(self) -> None:
+        path = "/v2/health/ready" if self.strict else "/v2/health/live"
+        deadline = time.monotonic() + self.timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise ServerError(f"tritonserver ended with status {self.process.returncode}:\n{self._complaints()}")
+            try:
+                with urllib.request.urlopen(f"http://{self.http}{path}", timeout=1):
+                    return
+            except (urllib.error.URLError, OSError):
+                self.waiting()
+                time.sleep(0.1)
+        raise ServerError(f"tritonserver was not ready after {self.timeout_s:g} s:\n{self._complaints()}")
+
+    def _complaints(self) -> str:
+        """What the log says of models that failed to load, else its errors, else its end."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        failed = [line.split("] ", 1)[-1] for line in lines if "failed to load '" in line]
+        return "\n".join(failed or [line for line in lines if line[:1] == "E"] or lines[-10:])
+
+    def _stop(self) -> None:
+        """Ask, wait, and only then kill the whole group, stubs included."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def _environment(installed: Installation) -> dict[str, str]:
+    """This process's environment, the server's libraries first, and this Python's packages for the stubs."""
+    import looprnn
+
+    def joined(first: list[str], key: str) -> str:
+        return os.pathsep.join([*first, *filter(None, [os.environ.get(key)])])
+
+    packages = [str(Path(looprnn.__path__[0]).parent), sysconfig.get_path("purelib")]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": joined([str(p) for p in installed.libraries], "LD_LIBRARY_PATH"),
+        "PYTHONPATH": joined(packages, "PYTHONPATH"),
+    }
