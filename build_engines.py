@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Weights → engines in model_repository/. All logic is in looprnn; see python build_engines.py --help."""
+"""Weights → engines in model_repository/. All logic is in looprnn; see python build_engines.py
+--help.
+"""
 
 import sys
 from pathlib import Path

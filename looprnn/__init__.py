@@ -1,4 +1,6 @@
-"""looprnn: recurrent networks as engines that Triton Inference Server serves. Importing it needs NumPy only."""
+"""looprnn: recurrent networks as engines that Triton Inference Server serves. Importing it needs
+NumPy only.
+"""
 
 from looprnn.errors import LoopRNNError
 from looprnn.spec import Profile, Range, RNNSpec, WeightSource, load_spec

@@ -1,4 +1,6 @@
-"""The build: for each variant, weights → engines → a new version, each engine proved where this host can run it."""
+"""The build: for each variant, weights → engines → a new version, each engine proved where this
+host can run it.
+"""
 
 import dataclasses
 import shutil
@@ -34,7 +36,8 @@ class Outcome:
 def buildable(names: Iterable[str] | None = None) -> tuple[list[Engine], dict[str, str]]:
     """The engines to build, and for the others why not.
 
-    None asks for all that this host can build; an engine asked for by name that it cannot build raises EngineError.
+    None asks for all that this host can build; an engine asked for by name that it cannot build
+    raises EngineError.
     """
     found: list[Engine] = []
     reasons: dict[str, str] = {}
@@ -67,8 +70,8 @@ def build_variant(
 ) -> list[Outcome]:
     """Bring model_repository/<name> (in `folder`) up to date; one Outcome for each wanted engine.
 
-    Engines of the newest version that still fit are carried over. A failed engine leaves the others alone; where
-    nothing new was built, no version appears. Raises WeightsError.
+    Engines of the newest version that still fit are carried over. A failed engine leaves the others
+    alone; where nothing new was built, no version appears. Raises WeightsError.
     """
     arrays = weights.load_weights(spec)
     made_of = (spec.digest(), weights.digest(arrays))
@@ -76,15 +79,25 @@ def build_variant(
     newest = max(repository.built_versions(model), default=None)
     current = {} if newest is None else _fitting(model / str(newest), made_of)
     stale = [
-        e for e in wanted
+        e
+        for e in wanted
         if force or e.name not in current or current[e.name].libraries != e.libraries()
     ]
     outcomes = [
-        Outcome(variant=spec.name, engine=e.name, status="unchanged", version=newest, card=current[e.name])
-        for e in wanted if e not in stale
+        Outcome(
+            variant=spec.name,
+            engine=e.name,
+            status="unchanged",
+            version=newest,
+            card=current[e.name],
+        )
+        for e in wanted
+        if e not in stale
     ]
     if stale:
-        outcomes += _build_version(spec, arrays, stale, current, folder, made_of, progress, workspace)
+        outcomes += _build_version(
+            spec, arrays, stale, current, folder, made_of, progress, workspace
+        )
         repository.prune(model, keep)
     repository.write_config(folder, spec)
     return outcomes
@@ -133,8 +146,12 @@ def _build_version(
                     status, message = "failed", str(error)
                 outcomes.append(
                     Outcome(
-                        variant=spec.name, engine=engine.name, status=status, card=cards.get(engine.name),
-                        seconds=time.perf_counter() - begin, message=message,
+                        variant=spec.name,
+                        engine=engine.name,
+                        status=status,
+                        card=cards.get(engine.name),
+                        seconds=time.perf_counter() - begin,
+                        message=message,
                     )
                 )
             if not cards:
@@ -149,7 +166,9 @@ def _build_version(
     except _NothingBuilt:
         return outcomes
     version = max(repository.built_versions(model))
-    return [o if o.status == "failed" else dataclasses.replace(o, version=version) for o in outcomes]
+    return [
+        o if o.status == "failed" else dataclasses.replace(o, version=version) for o in outcomes
+    ]
 
 
 class _NothingBuilt(Exception):
@@ -209,8 +228,9 @@ def prove(engine: Engine, path: Path, spec: RNNSpec, arrays: Weights) -> dict[st
             for name, value in found.items():
                 if not parity.agrees(value):
                     raise ParityError(
-                        f"{spec.name}: {engine.name} differs from the reference by {value:.2g} in {name} "
-                        f"(B={rows}, T={length}); at most {parity.TOLERANCE['fp32']:g} is allowed. Not kept."
+                        f"{spec.name}: {engine.name} differs from the reference by {value:.2g} "
+                        f"in {name} (B={rows}, T={length}); at most "
+                        f"{parity.TOLERANCE['fp32']:g} is allowed. Not kept."
                     )
                 worst[name] = max(worst[name], value)
     return worst

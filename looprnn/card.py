@@ -22,11 +22,13 @@ class EngineCard:
 
     file, sha256         the engine's file beside the card, and its digest
     spec_digest, weights_digest
-                         what it was built from; equal digests and libraries mean it need not be rebuilt
+                         what it was built from; equal digests and libraries mean it need not be
+                         rebuilt
     libraries            name → version of what built it
-    gpu, capabilities    the GPU it was built on and the compute capabilities it is for; None and [] for a CPU
-    built                date, UTC
-    difference           output → largest difference from the reference (parity.difference), or None where
+    gpu, capabilities    the GPU it was built on and the compute capabilities it is for; None and []
+    for a CPU built                date, UTC
+    difference           output → largest difference from the reference (parity.difference), or None
+    where
                          the building host cannot run the engine
     """
 
@@ -42,13 +44,17 @@ class EngineCard:
     difference: dict[str, float] | None
 
     def check_file(self, folder: Path) -> Path:
-        """The engine's path. Raises EngineMissing or EngineMismatch if it is not the file that was built."""
+        """The engine's path. Raises EngineMissing or EngineMismatch if it is not the file that was
+        built.
+        """
         path = folder / self.file
         if not path.is_file():
-            raise EngineMissing(f"{path}: the card names it, but it is not there. {rebuild(folder)}")
+            raise EngineMissing(
+                f"{path}: the card names it, but it is not there. {rebuild(folder)}"
+            )
         if (found := file_digest(path)) != self.sha256:
             raise EngineMismatch(
-                f"{path}: {path.stat().st_size} bytes with SHA-256 {found[:12]}…, but its card says "
+                f"{path}: {path.stat().st_size} bytes with SHA-256 {found[:12]}…, its card says "
                 f"{self.sha256[:12]}…: truncated or replaced since it was built. {rebuild(folder)}"
             )
         return path
@@ -82,7 +88,9 @@ class Cards:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises EngineMissing if nothing was built here, EngineMismatch if the card cannot be understood."""
+        """Raises EngineMissing if nothing was built here, EngineMismatch if the card cannot be
+        understood.
+        """
         path = folder / CARDS
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +101,9 @@ class Cards:
         except FileNotFoundError:
             raise EngineMissing(f"{folder}: no engine was built here. {rebuild(folder)}") from None
         except Exception as error:
-            raise EngineMismatch(f"{path}: not an engine card ({error}). {rebuild(folder)}") from error
+            raise EngineMismatch(
+                f"{path}: not an engine card ({error}). {rebuild(folder)}"
+            ) from error
 
 
 def rebuild(folder: Path) -> str:

@@ -13,7 +13,9 @@ from looprnn.errors import CudaError
 
 
 def check(result: tuple[Any, ...], *, log: Callable[[], str] = str) -> Any:
-    """The values of a cuda-python call, (status, value, …). Raises CudaError with the status and the log."""
+    """The values of a cuda-python call, (status, value, …). Raises CudaError with the status and
+    the log.
+    """
     status, *values = result
     if status.value != 0:
         raise CudaError(f"{status.name} {log()}".rstrip())
@@ -36,7 +38,8 @@ def gpu(device: int = 0) -> Gpu:
     properties = check(cudart.cudaGetDeviceProperties(device))
     name = properties.name
     return Gpu(
-        name.decode() if isinstance(name, bytes) else str(name), f"{properties.major}.{properties.minor}"
+        name.decode() if isinstance(name, bytes) else str(name),
+        f"{properties.major}.{properties.minor}",
     )
 
 
@@ -90,9 +93,11 @@ class PinnedBuffer:
         """The first bytes as a float32 array; valid while the buffer is open."""
         count = int(np.prod(shape))
         if count * 4 > self.size:
-            raise CudaError(f"{list(shape)} float32 needs {count * 4} bytes, the buffer holds {self.size}")
+            raise CudaError(
+                f"{list(shape)} float32 needs {count * 4} bytes, the buffer holds {self.size}"
+            )
         memory = (ctypes.c_float * count).from_address(self.address)
-        return np.frombuffer(memory, np.float32).reshape(shape)
+        return np.ctypeslib.as_array(memory).reshape(shape)
 
 
 def copy_in(device: DeviceBuffer, host: PinnedBuffer, size: int, stream: Stream) -> None:

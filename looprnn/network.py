@@ -1,13 +1,14 @@
 """spec + weights → TensorRT INetworkDefinition; the only file that opens an ILoop.
 
-B batch, T time, I input, H hidden, G gates, D directions. One Loop runs all directions: each has its own
-iterator over its own hoisted projection, its own recurrences and its own outputs.
+B batch, T time, I input, H hidden, G gates, D directions. One Loop runs all directions: each has
+its own iterator over its own hoisted projection, its own recurrences and its own outputs.
 
     input [B,T,I] ──▶ x·Wᵀ + b [B,T,G·H] ──iterator──▶ ┌ Loop, T times ────────┐
     h_0   [B,D,H] ──▶ [B,H] ──────────recurrence─────▶ │ h·Rᵀ, gates, cell     │──▶ output [B,T,D·H]
     c_0   [B,D,H] ──▶ [B,H] ──────────recurrence─────▶ └───────────────────────┘──▶ h_n, c_n [B,D,H]
 
-`trt` is the module: tensorrt or tensorrt_rtx. Their network API is the same; what differs is in engines/tensorrt.py.
+`trt` is the module: tensorrt or tensorrt_rtx. Their network API is the same; what differs is in
+engines/tensorrt.py.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ Tensor = Any  # trt.ITensor
 
 @dataclass
 class Net:
-    """A network under construction: names every layer, and refuses the None TensorRT answers to a wrong one."""
+    """A network under construction: names every layer, and refuses the None TensorRT answers to a
+    wrong one.
+    """
 
     trt: Any
     network: Any
@@ -66,16 +69,20 @@ class Net:
 class Recurrence:
     """What one direction brings into the Loop."""
 
-    xw: Tensor                 # [B, G·H] at each step: x·Wᵀ + b_ih + b_hh
-    r_t: Tensor                # [H, G·H]
-    states: dict[str, Any]     # "h", "c" → IRecurrenceLayer of [B, H]
-    size: Tensor               # [2]: the shape [B, H], known only at run time
+    xw: Tensor  # [B, G·H] at each step: x·Wᵀ + b_ih + b_hh
+    r_t: Tensor  # [H, G·H]
+    states: dict[str, Any]  # "h", "c" → IRecurrenceLayer of [B, H]
+    size: Tensor  # [2]: the shape [B, H], known only at run time
 
 
 def rnn_step(net: Net, where: str, rec: Recurrence, activation: str) -> dict[str, Tensor]:
     """h = act(xw + h @ R.T)                               # [B, H]"""
     hr = net.matmul(f"{where}/h_r", rec.states["h"].get_output(0), rec.r_t)
-    return {"h": net.activation(f"{where}/h", activation, net.elementwise(f"{where}/sum", "SUM", rec.xw, hr))}
+    return {
+        "h": net.activation(
+            f"{where}/h", activation, net.elementwise(f"{where}/sum", "SUM", rec.xw, hr)
+        )
+    }
 
 
 def lstm_step(net: Net, where: str, rec: Recurrence, gates: str) -> dict[str, Tensor]:
@@ -114,7 +121,7 @@ def define(trt: Any, network: Any, spec: RNNSpec, weights: Weights) -> list[NDAr
     loop = network.add_loop()
     loop.name = "time_loop"
     shape = net.named(network.add_shape(inputs["input"]), "input_shape")
-    steps = net.take("steps", shape, 1, axis=0)                               # T, 0-d INT64
+    steps = net.take("steps", shape, 1, axis=0)  # T, 0-d INT64
     loop.add_trip_limit(steps, trt.TripLimit.COUNT).name = "time_loop/steps"
 
     ends: dict[str, list[Tensor]] = {name: [] for name in spec.output_names}
@@ -128,13 +135,13 @@ def define(trt: Any, network: Any, spec: RNNSpec, weights: Weights) -> list[NDAr
         for state, layer in rec.states.items():
             layer.set_input(1, new[state])
             last = loop.add_loop_output(layer.get_output(0), trt.LoopOutput.LAST_VALUE)
-            end = net.named(last, f"{direction}/{state}_last")                # [B, H]
+            end = net.named(last, f"{direction}/{state}_last")  # [B, H]
             ends[f"{state}_n"].append(_insert_direction(net, end, f"{direction}/{state}_n"))
-        # Backward runs from the last step to the first: REVERSE puts its answers into order of time.
+        # Backward runs from the last step to the first: REVERSE puts that into order of time.
         kind = trt.LoopOutput.REVERSE if direction == "reverse" else trt.LoopOutput.CONCATENATE
         every = loop.add_loop_output(new["h"], kind, 1)
         every.set_input(1, steps)
-        ends["output"].append(net.named(every, f"{direction}/output"))        # [B, T, H]
+        ends["output"].append(net.named(every, f"{direction}/output"))  # [B, T, H]
 
     for name, parts in ends.items():
         joined = parts[0]
@@ -151,26 +158,36 @@ def _input(net: Net, spec: RNNSpec, name: str) -> Tensor:
     _, middle, last = spec.shapes(1, 1)[name]
     shape = (-1, -1 if name == "input" else middle, last)
     tensor = net.network.add_input(name, net.trt.float32, shape)
-    tensor.set_dimension_name(0, "batch")                                     # all inputs share their B
+    tensor.set_dimension_name(0, "batch")  # all inputs share their B
     return tensor
 
 
 def _enter(
-    net: Net, loop: Any, spec: RNNSpec, weights: Weights, inputs: dict[str, Tensor], k: int, direction: str
+    net: Net,
+    loop: Any,
+    spec: RNNSpec,
+    weights: Weights,
+    inputs: dict[str, Tensor],
+    k: int,
+    direction: str,
 ) -> Recurrence:
-    """The projection x·Wᵀ + b of all steps [B, T, G·H], its iterator, and the recurrences of one direction."""
+    """The projection x·Wᵀ + b of all steps [B, T, G·H], its iterator, and the recurrences of one
+    direction.
+    """
     suffix = SUFFIX[direction]
-    w_t = net.constant(f"{direction}/W", weights[f"weight_ih_{suffix}"].T[np.newaxis])      # [1, I, G·H]
-    r_t = net.constant(f"{direction}/R", weights[f"weight_hh_{suffix}"].T)                  # [H, G·H]
+    w_t = net.constant(
+        f"{direction}/W", weights[f"weight_ih_{suffix}"].T[np.newaxis]
+    )  # [1, I, G·H]
+    r_t = net.constant(f"{direction}/R", weights[f"weight_hh_{suffix}"].T)  # [H, G·H]
     bias = weights[f"bias_ih_{suffix}"] + weights[f"bias_hh_{suffix}"]
-    b = net.constant(f"{direction}/b", bias[np.newaxis, np.newaxis])                        # [1, 1, G·H]
+    b = net.constant(f"{direction}/b", bias[np.newaxis, np.newaxis])  # [1, 1, G·H]
     xw = net.elementwise(
         f"{direction}/x_w_b", "SUM", net.matmul(f"{direction}/x_w", inputs["input"], w_t), b
     )
     iterator = loop.add_iterator(xw, 1, direction == "reverse")
     states = {}
     for state in spec.states:
-        initial = net.take(f"{direction}/{state}_0", inputs[f"{state}_0"], k, axis=1)       # [B, H]
+        initial = net.take(f"{direction}/{state}_0", inputs[f"{state}_0"], k, axis=1)  # [B, H]
         states[state] = loop.add_recurrence(initial)
         net.named(states[state], f"{direction}/{state}_before")
     size = net.named(net.network.add_shape(states["h"].get_input(0)), f"{direction}/state_shape")

@@ -24,8 +24,8 @@ MODEL_PY = "from looprnn.triton_model import TritonPythonModel  # noqa: F401\n"
 def render_config(spec: RNNSpec) -> str:
     """config.pbtxt, through Triton's own protobuf.
 
-    instance_group's KIND_AUTO is a GPU where there is one, else the CPU. The parameter `engine` may be set to the
-    name of an engine; `auto` takes the first that the host can run.
+    instance_group's KIND_AUTO is a GPU where there is one, else the CPU. The parameter `engine` may
+    be set to the name of an engine; `auto` takes the first that the host can run.
     """
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
@@ -40,7 +40,10 @@ def render_config(spec: RNNSpec) -> str:
         max_batch_size=batch.max,
         input=[
             pb.ModelInput(
-                name=name, data_type=fp32, dims=any_time.get(name, sizes[name]), optional=name != "input"
+                name=name,
+                data_type=fp32,
+                dims=any_time.get(name, sizes[name]),
+                optional=name != "input",
             )
             for name in spec.input_names
         ],
@@ -68,7 +71,7 @@ def render_config(spec: RNNSpec) -> str:
             )
         ],
     )
-    return text_format.MessageToString(config)
+    return str(text_format.MessageToString(config))
 
 
 def write_config(repository: Path, spec: RNNSpec) -> None:
@@ -78,7 +81,9 @@ def write_config(repository: Path, spec: RNNSpec) -> None:
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".staging-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=".staging-", delete=False
+    ) as file:
         file.write(text)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
@@ -95,7 +100,8 @@ def built_versions(model: Path) -> list[int]:
 
 @contextmanager
 def staged_version(repository: Path, name: str) -> Iterator[Path]:
-    """A folder to fill; at the end it becomes the next version whole, or, after an exception, nothing.
+    """A folder to fill; at the end it becomes the next version whole, or, after an exception,
+    nothing.
 
     Its `.name` inside the `with` is temporary: ask built_versions() afterwards.
     """
@@ -131,7 +137,9 @@ def _is_skeleton(folder: Path) -> bool:
 
 
 def prune(model: Path, keep: int) -> None:
-    """Remove all but the newest version and `keep` old ones. 1/model.py is committed, so it stays."""
+    """Remove all but the newest version and `keep` old ones. 1/model.py is committed, so it
+    stays.
+    """
     versions = built_versions(model)
     for version in versions[: max(0, len(versions) - 1 - keep)]:
         folder = model / str(version)

@@ -1,10 +1,12 @@
 """Finds and runs a tritonserver: the container's own, or the one inside the nvidia-pytriton wheel.
 
-The wheel's server is used as a program, not through PyTriton's API. It needs a backend directory that joins its
-python backend with the stub of this Python, and the wheel's libraries beside libpython on LD_LIBRARY_PATH.
+The wheel's server is used as a program, not through PyTriton's API. It needs a backend directory
+that joins its python backend with the stub of this Python, and the wheel's libraries beside
+libpython on LD_LIBRARY_PATH.
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -16,7 +18,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ STOP_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A tritonserver program, the backends to give it (None: its own) and the libraries it needs."""
+    """A tritonserver program, the backends to give it (None: its own) and the libraries it
+    needs.
+    """
 
     program: Path
     backends: Path | None
@@ -38,7 +41,8 @@ class Installation:
 
 
 def find(scratch: Path) -> Installation:
-    """The container's tritonserver if there is one, else the embedded one, its backends laid out in `scratch`.
+    """The container's tritonserver if there is one, else the embedded one, its backends laid out in
+    `scratch`.
 
     Raises ServerError that says what to install.
     """
@@ -53,7 +57,9 @@ def find(scratch: Path) -> Installation:
     stub = wheel / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.exists():
         there = ", ".join(sorted(p.name for p in stub.parent.parent.iterdir()))
-        raise ServerError(f"the embedded tritonserver has no stub for Python {version}; it has {there}")
+        raise ServerError(
+            f"the embedded tritonserver has no stub for Python {version}; it has {there}"
+        )
     backend = scratch / "python"
     shutil.copytree(wheel / "tritonserver/backends/python", backend)
     shutil.copy2(stub, backend)
@@ -65,7 +71,9 @@ def find(scratch: Path) -> Installation:
 
 
 def libpython() -> Path:
-    """The shared library of this Python, which the stub loads. Raises ServerError that says how to get it."""
+    """The shared library of this Python, which the stub loads. Raises ServerError that says how to
+    get it.
+    """
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     folders = [sysconfig.get_config_var(key) for key in ("LIBDIR", "LIBPL")]
     multiarch = sysconfig.get_config_var("MULTIARCH")
@@ -75,8 +83,9 @@ def libpython() -> Path:
         if folder and (Path(folder) / name).exists():
             return Path(folder) / name
     raise ServerError(
-        f"{sys.executable} comes without {name}, which Triton's Python backend needs. On Debian and Ubuntu: "
-        f"apt-get install {name.removesuffix('.so.1.0')}; for pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared"
+        f"{sys.executable} comes without {name}, which Triton's Python backend needs. On Debian "
+        f"and Ubuntu: apt-get install {name.removesuffix('.so.1.0')}; for pyenv: "
+        "PYTHON_CONFIGURE_OPTS=--enable-shared"
     )
 
 
@@ -90,10 +99,12 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """A running tritonserver on a model repository; `with` starts it, waits until it is ready, and stops it.
+    """A running tritonserver on a model repository; `with` starts it, waits until it is ready, and
+    stops it.
 
-    grpc, http and metrics are "host:port". Ports of 0 are chosen. Listens on loopback unless `host` says otherwise.
-    With strict=True a model that cannot be loaded raises ServerError with Triton's words; else the others are served.
+    grpc, http and metrics are "host:port". Ports of 0 are chosen. Listens on loopback unless `host`
+    says otherwise. With strict=True a model that cannot be loaded raises ServerError with Triton's
+    words; else the others are served.
     """
 
     def __init__(
@@ -105,10 +116,9 @@ class Server:
         log: Path | None = None,
         strict: bool = True,
         timeout_s: float = 120.0,
-        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.repository, self.host, self.strict = repository, host, strict
-        self.timeout_s, self.waiting = timeout_s, waiting
+        self.timeout_s = timeout_s
         chosen = iter(free_ports(3))
         http, grpc, metrics = (port or next(chosen) for port in ports)
         here = "127.0.0.1" if host == "0.0.0.0" else host
@@ -118,7 +128,9 @@ class Server:
 
     def __enter__(self) -> Self:
         if not self.repository.is_dir():
-            raise ServerError(f"{self.repository}: no such model repository. Type: python build_engines.py")
+            raise ServerError(
+                f"{self.repository}: no such model repository. Type: python build_engines.py"
+            )
         with ExitStack() as opening:
             scratch = Path(opening.enter_context(tempfile.TemporaryDirectory(prefix="looprnn-")))
             self.log = self._log or scratch / "tritonserver.log"
@@ -126,8 +138,11 @@ class Server:
             installed = find(scratch / "backends")
             # Its own process group: Ctrl-C reaches us, and we stop the server in order.
             self.process = subprocess.Popen(
-                self._command(installed), stdout=output, stderr=subprocess.STDOUT,
-                env=_environment(installed), start_new_session=True,
+                self._command(installed),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(installed),
+                start_new_session=True,
             )
             opening.callback(self._stop)
             self._wait_until_ready()
@@ -135,9 +150,22 @@ class Server:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._open.close()
+
+    def models(self) -> dict[str, str]:
+        """Each model's name and why it is not served; an empty string where it is."""
+        request = urllib.request.Request(f"http://{self.http}/v2/repository/index", method="POST")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            index = json.load(answer)
+        return {
+            m["name"]: "" if m.get("state") == "READY" else m.get("reason", "not loaded")
+            for m in index
+        }
 
     def wait(self) -> int:
         """Block until the server ends by itself; its exit status."""
@@ -152,9 +180,12 @@ class Server:
             "--disable-auto-complete-config",
             "--backend-config=python,shm-default-byte-size=4194304",
             f"--exit-on-error={str(self.strict).lower()}",
-            f"--http-address={self.host}", f"--http-port={http}",
-            f"--grpc-address={self.host}", f"--grpc-port={grpc}",
-            f"--metrics-address={self.host}", f"--metrics-port={metrics}",
+            f"--http-address={self.host}",
+            f"--http-port={http}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={grpc}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={metrics}",
             "--allow-cpu-metrics=true",
         ]
 
@@ -163,14 +194,18 @@ class Server:
         deadline = time.monotonic() + self.timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise ServerError(f"tritonserver ended with status {self.process.returncode}:\n{self._complaints()}")
+                raise ServerError(
+                    f"tritonserver ended with status {self.process.returncode}:\n"
+                    f"{self._complaints()}"
+                )
             try:
                 with urllib.request.urlopen(f"http://{self.http}{path}", timeout=1):
                     return
             except (urllib.error.URLError, OSError):
-                self.waiting()
                 time.sleep(0.1)
-        raise ServerError(f"tritonserver was not ready after {self.timeout_s:g} s:\n{self._complaints()}")
+        raise ServerError(
+            f"tritonserver was not ready after {self.timeout_s:g} s:\n{self._complaints()}"
+        )
 
     def _complaints(self) -> str:
         """What the log says of models that failed to load, else its errors, else its end."""
@@ -190,7 +225,9 @@ class Server:
 
 
 def _environment(installed: Installation) -> dict[str, str]:
-    """This process's environment, the server's libraries first, and this Python's packages for the stubs."""
+    """This process's environment, the server's libraries first, and this Python's packages for the
+    stubs.
+    """
     import looprnn
 
     def joined(first: list[str], key: str) -> str:

@@ -1,7 +1,7 @@
 """RNNSpec and Profile: what a model is. A spec that exists is valid.
 
-A variant is one TOML file. Its keys are the fields of RNNSpec, with two tables: [weights] says where
-the numbers come from, [profile] for which sizes engines are built.
+A variant is one TOML file. Its keys are the fields of RNNSpec, with two tables: [weights] says
+where the numbers come from, [profile] for which sizes engines are built.
 """
 
 import dataclasses
@@ -31,7 +31,9 @@ ACTIVATIONS: Final = ("tanh", "relu")
 
 def _one_of(what: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise SpecError(f"{what} must be one of {', '.join(choices)}; got {value!r}{_near(value, choices)}")
+        raise SpecError(
+            f"{what} must be one of {', '.join(choices)}; got {value!r}{_near(value, choices)}"
+        )
 
 
 def _near(value: object, choices: tuple[str, ...]) -> str:
@@ -88,7 +90,8 @@ class WeightSource:
         given = [n for n in ("file", "constant", "seed") if getattr(self, n) is not None]
         if len(given) != 1:
             raise SpecError(
-                f"[weights] needs exactly one of file, constant, seed; got {', '.join(given) or 'none'}"
+                "[weights] needs exactly one of file, constant, seed; "
+                f"got {', '.join(given) or 'none'}"
             )
 
 
@@ -122,13 +125,17 @@ class RNNSpec:
         for size in ("input_size", "hidden_size"):
             value = getattr(self, size)
             if type(value) is not int or value < 1:
-                raise SpecError(f"{self.name}: {size} must be a whole number of at least 1, got {value!r}")
+                raise SpecError(
+                    f"{self.name}: {size} must be a whole number of at least 1, got {value!r}"
+                )
         for state in ("h_0", "c_0"):
             value = getattr(self, state)
             if type(value) not in (int, float) or not abs(value) < float("inf"):
                 raise SpecError(f"{self.name}: {state} must be a finite number, got {value!r}")
         if self.cell == "lstm" and self.activation != "tanh":
-            raise SpecError(f"{self.name}: an lstm has the activation tanh, got {self.activation!r}")
+            raise SpecError(
+                f"{self.name}: an lstm has the activation tanh, got {self.activation!r}"
+            )
         if self.cell == "rnn" and self.c_0 != 0:
             raise SpecError(f"{self.name}: an rnn has no c_0, got {self.c_0!r}")
 
@@ -189,14 +196,18 @@ class RNNSpec:
 
     @classmethod
     def from_network_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of network_dict(), for readers of engine cards, where weights are baked in."""
+        """The inverse of network_dict(), for readers of engine cards, where weights are baked
+        in.
+        """
         profile = Profile(**{axis: Range(**sizes) for axis, sizes in fields["profile"].items()})
         baked = WeightSource(constant=0.0)
         return cls(**{**fields, "profile": profile, "weights": baked})
 
 
 def load_spec(path: Path) -> RNNSpec:
-    """Read one variant. Raises SpecError naming the file and the line or key, and the nearest valid key."""
+    """Read one variant. Raises SpecError naming the file and the line or key, and the nearest valid
+    key.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -210,11 +221,13 @@ def load_spec(path: Path) -> RNNSpec:
         if table["name"] != path.stem:
             raise SpecError(f"name is {table['name']!r}, but the file is called {path.name}")
         _check_keys(table, RNNSpec)
-        return RNNSpec(**{
-            **table,
-            "profile": _profile(table.get("profile", {})),
-            "weights": _weight_source(table.get("weights", {}), path.parent),
-        })
+        return RNNSpec(
+            **{
+                **table,
+                "profile": _profile(table.get("profile", {})),
+                "weights": _weight_source(table.get("weights", {}), path.parent),
+            }
+        )
     except (SpecError, TypeError) as error:
         raise SpecError(f"{path}: {error}") from error
 
@@ -229,7 +242,8 @@ def _check_keys(table: Any, cls: type, where: str = "") -> None:
             near = _near(key, tuple(fields)) or f". Valid keys: {', '.join(fields)}"
             raise SpecError(f"unknown key {key!r}{place}{near}")
     missing = [
-        name for name, f in fields.items()
+        name
+        for name, f in fields.items()
         if f.default is f.default_factory is dataclasses.MISSING and name not in table
     ]
     if missing and not where:

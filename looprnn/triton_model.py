@@ -1,7 +1,7 @@
 """TritonPythonModel: requests ↔ arrays, one answer per request, never one error for all.
 
-Triton's dynamic batcher hands over requests of one shape; those of one length T are joined into one engine run.
-Inputs that hold NaN or Inf are refused: engines differ in what they turn them into.
+Triton's dynamic batcher hands over requests of one shape; those of one length T are joined into one
+engine run. Inputs that hold NaN or Inf are refused: engines differ in what they turn them into.
 """
 
 import json
@@ -24,10 +24,14 @@ Arrays = dict[str, NDArray[np.float32]]
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the engine that config.pbtxt's parameter `engine` names, or with `auto` the first that runs here."""
+        """Load the engine that config.pbtxt's parameter `engine` names, or with `auto` the first
+        that runs here.
+        """
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
-        device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+        device = (
+            int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+        )
         parameter = config["parameters"].get("engine", {}).get("string_value", "auto")
         self._open = ExitStack()
         try:
@@ -57,7 +61,9 @@ class TritonPythonModel:
                 self._answer(requests, batch, answers)
         return answers
 
-    def _answer(self, requests: Sequence[Any], batch: list[tuple[int, Arrays]], answers: list[Any]) -> None:
+    def _answer(
+        self, requests: Sequence[Any], batch: list[tuple[int, Arrays]], answers: list[Any]
+    ) -> None:
         """Run one batch and put each request's rows into its answer."""
         try:
             outputs = self._session.run(join([inputs for _, inputs in batch]))
@@ -88,11 +94,15 @@ def decode(request: Any, spec: RNNSpec) -> Arrays:
     if "input" not in given:
         raise RequestError("input is missing")
     if given["input"].ndim != 3:
-        raise RequestError(f"input has the shape {list(given['input'].shape)}, wanted [B, T, {spec.input_size}]")
+        raise RequestError(
+            f"input has the shape {list(given['input'].shape)}, wanted [B, T, {spec.input_size}]"
+        )
     batch, time, _ = given["input"].shape
     limit = spec.profile.time
     if not limit.min <= time <= limit.max:
-        raise RequestError(f"input has T = {time} steps, this engine takes {limit.min} to {limit.max}")
+        raise RequestError(
+            f"input has T = {time} steps, this engine takes {limit.min} to {limit.max}"
+        )
     for name, array in given.items():
         shape = spec.shapes(batch, time)[name]
         if array.shape != shape:
@@ -101,12 +111,16 @@ def decode(request: Any, spec: RNNSpec) -> Arrays:
             raise RequestError(f"{name} is {array.dtype}, wanted float32")
         if not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise RequestError(f"{name} holds {array[tuple(where)]} at {where}; only finite numbers are served")
+            raise RequestError(
+                f"{name} holds {array[tuple(where)]} at {where}; only finite numbers are served"
+            )
     return spec.initial_states(batch) | given
 
 
 def cut(group: list[tuple[int, Arrays]], most: int) -> list[list[tuple[int, Arrays]]]:
-    """Runs of whole requests of at most `most` rows each; Triton refuses a single request above that."""
+    """Runs of whole requests of at most `most` rows each; Triton refuses a single request above
+    that.
+    """
     runs: list[list[tuple[int, Arrays]]] = []
     room = 0
     for k, inputs in group:
@@ -127,4 +141,6 @@ def join(requests: list[Arrays]) -> Arrays:
 
 
 def refusal(message: str, code: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    )

@@ -1,6 +1,7 @@
 """Canonical named arrays ↔ .safetensors; gate orders are converted here and nowhere else.
 
-Names and layout are PyTorch's, so the state_dict of an nn.LSTM, saved as .safetensors, is already canonical:
+Names and layout are PyTorch's, so the state_dict of an nn.LSTM, saved as .safetensors, is already
+canonical:
     weight_ih_l0  [G·H, I]    weight_hh_l0  [G·H, H]    bias_ih_l0, bias_hh_l0  [G·H]
 with the suffix _reverse for the recurrence that runs from the last step to the first.
 """
@@ -36,7 +37,9 @@ def shapes(spec: RNNSpec) -> dict[str, tuple[int, ...]]:
 
 
 def reorder(array: NDArray[Any], *, src: str, dst: str) -> NDArray[Any]:
-    """Rearrange the gate blocks of [G·H, ...] from the order `src` to the order `dst`: "iofg" to "ifgo"."""
+    """Rearrange the gate blocks of [G·H, ...] from the order `src` to the order `dst`: "iofg" to
+    "ifgo".
+    """
     if sorted(src) != sorted(dst):
         raise WeightsError(f"cannot reorder gates {src!r} to {dst!r}: not the same gates")
     if array.shape[0] % len(src):
@@ -72,15 +75,23 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 def check(spec: RNNSpec, arrays: Mapping[str, NDArray[Any]], origin: str) -> Weights:
-    """The arrays, if they are exactly those the spec needs: nothing missing, left over, misshapen or not finite."""
+    """The arrays, if they are exactly those the spec needs: nothing missing, left over, misshapen
+    or not finite.
+    """
     wanted = shapes(spec)
     if missing := [name for name in wanted if name not in arrays]:
-        raise WeightsError(f"{origin}: {spec.name} needs {', '.join(missing)}; found {', '.join(arrays) or 'none'}")
+        raise WeightsError(
+            f"{origin}: {spec.name} needs {', '.join(missing)}; found {', '.join(arrays) or 'none'}"
+        )
     if extra := [name for name in arrays if name not in wanted]:
-        raise WeightsError(f"{origin}: {', '.join(extra)} not used by {spec.name} ({spec.direction} {spec.cell})")
+        raise WeightsError(
+            f"{origin}: {', '.join(extra)} not used by {spec.name} ({spec.direction} {spec.cell})"
+        )
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
-            raise WeightsError(f"{origin}: {name} is {list(arrays[name].shape)}, {spec.name} needs {list(shape)}")
+            raise WeightsError(
+                f"{origin}: {name} is {list(arrays[name].shape)}, {spec.name} needs {list(shape)}"
+            )
         if not np.issubdtype(arrays[name].dtype, np.floating):
             raise WeightsError(f"{origin}: {name} is {arrays[name].dtype}, wanted a floating type")
         if not np.isfinite(arrays[name]).all():

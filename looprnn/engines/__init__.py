@@ -1,10 +1,11 @@
-"""One module per engine, the same verbs in each: build(...) writes a file, session(...).run(...) answers.
+"""One module per engine, the same verbs in each: build(...) writes a file, session(...).run(...)
+answers.
 
-| name         | file           | built on                   | runs on                                    |
-|--------------|----------------|----------------------------|--------------------------------------------|
-| tensorrt     | model.plan     | a host with the GPU        | the GPU family it was built on             |
-| tensorrt_rtx | model.rtx.plan | any host, no GPU needed    | RTX GPUs, compute capability 8.x and 12.x  |
-| onnxruntime  | model.onnx     | any host                   | any CPU                                    |
+| name         | file           | built on              | runs on                             |
+|--------------|----------------|-----------------------|-------------------------------------|
+| tensorrt     | model.plan     | a host with the GPU   | the GPU family it was built on      |
+| tensorrt_rtx | model.rtx.plan | any host, GPU or none | RTX GPUs, capability 8.x and 12.x   |
+| onnxruntime  | model.onnx     | any host              | any CPU                             |
 """
 
 import importlib
@@ -39,13 +40,17 @@ class Session(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         """input [B, T, I], h_0, c_0 [B, D, H] → output [B, T, D·H], h_n, c_n [B, D, H].
 
-        Every input is given, C-contiguous and within the profile. The answers are the caller's to keep.
+        Every input is given, C-contiguous and within the profile. The answers are the caller's to
+        keep.
         """
         ...
 
@@ -72,7 +77,8 @@ class Engine(ABC):
     def build(
         self, spec: RNNSpec, weights: Weights, path: Path, *, progress: Progress, workspace: int
     ) -> dict[str, Any]:
-        """Write the engine to `path`; answer what it was built for: the card's gpu and capabilities.
+        """Write the engine to `path`; answer what it was built for: the card's gpu and
+        capabilities.
 
         workspace is TensorRT's, in bytes. Raises EngineError.
         """
@@ -83,14 +89,18 @@ class Engine(ABC):
 
 
 def get(name: str) -> Engine:
-    """The engine of that name. Raises EngineMissing if it is unknown or its library is not installed."""
+    """The engine of that name. Raises EngineMissing if it is unknown or its library is not
+    installed.
+    """
     if name not in ENGINES:
         raise EngineMissing(f"no engine is called {name!r}; there are {', '.join(ENGINES)}")
     module, extra = ENGINES[name]
     try:
         engine: Engine = importlib.import_module(module).engine(name)
     except ImportError as error:
-        raise EngineMissing(f"{name} is not installed here ({error}). Type: pip install '{extra}'") from error
+        raise EngineMissing(
+            f"{name} is not installed here ({error}). Type: pip install '{extra}'"
+        ) from error
     return engine
 
 
@@ -103,17 +113,22 @@ def cannot_run(name: str, card: EngineCard, device: int = 0) -> str | None:
 
 
 def choose(cards: Cards, wanted: str, device: int = 0) -> str:
-    """The engine to serve: the wanted one, or for "auto" the first of ENGINES that was built and runs here.
+    """The engine to serve: the wanted one, or for "auto" the first of ENGINES that was built and
+    runs here.
 
-    Raises EngineMissing, or EngineError that says why each candidate cannot run. Never falls back silently.
+    Raises EngineMissing, or EngineError that says why each candidate cannot run. Never falls back
+    silently.
     """
     variant = cards.spec.name
     if wanted != "auto" and wanted not in cards.engines:
         raise EngineMissing(
-            f"config.pbtxt asks for the engine {wanted!r}; built are: {', '.join(cards.engines) or 'none'}. "
+            f"config.pbtxt asks for the engine {wanted!r}; built are: "
+            f"{', '.join(cards.engines) or 'none'}. "
             f"Build it: python build_engines.py --variant {variant} --engine {wanted}"
         )
-    candidates = [name for name in ENGINES if name in cards.engines] if wanted == "auto" else [wanted]
+    candidates = (
+        [name for name in ENGINES if name in cards.engines] if wanted == "auto" else [wanted]
+    )
     reasons = []
     for name in candidates:
         reason = cannot_run(name, cards.engines[name], device)

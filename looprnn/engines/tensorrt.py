@@ -1,9 +1,9 @@
-"""Plans: serves both `tensorrt` and `tensorrt_rtx`, which share one API. What differs between them, and between
-TensorRT 10 and 11, is in this file.
+"""Plans: serves both `tensorrt` and `tensorrt_rtx`, which share one API. What differs between them,
+and between TensorRT 10 and 11, is in this file.
 
 - The flag STRONGLY_TYPED has another value in 10 than in 11: always 1 << int(flag).
-- tensorrt_rtx builds for a list of compute capabilities and needs no GPU; tensorrt builds for the GPU it finds.
-- TF32 is on by default where the flag exists, and would cost three digits: cleared.
+- tensorrt_rtx builds for a list of compute capabilities and needs no GPU; tensorrt builds for the
+GPU it finds. - TF32 is on by default where the flag exists, and would cost three digits: cleared.
 """
 
 import importlib
@@ -52,7 +52,9 @@ class TensorRT(Engine):
         network.name = spec.name
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # our layer names in the inspector
+        config.profiling_verbosity = (
+            trt.ProfilingVerbosity.DETAILED
+        )  # our layer names in the inspector
         if hasattr(trt.BuilderFlag, "TF32"):
             config.clear_flag(trt.BuilderFlag.TF32)
         config.progress_monitor = make_monitor(trt, progress)
@@ -92,7 +94,11 @@ def optimization_profile(builder: Any, spec: RNNSpec) -> Any:
     """The profile's min, opt and max of B and T, for each input."""
     profile = builder.create_optimization_profile()
     batch, time = spec.profile.batch, spec.profile.time
-    sizes = [spec.shapes(batch.min, time.min), spec.shapes(batch.opt, time.opt), spec.shapes(batch.max, time.max)]
+    sizes = [
+        spec.shapes(batch.min, time.min),
+        spec.shapes(batch.opt, time.opt),
+        spec.shapes(batch.max, time.max),
+    ]
     for name in spec.input_names:
         profile.set_shape(name, *(size[name] for size in sizes))
     return profile
@@ -106,20 +112,22 @@ def no_gpu(device: int = 0) -> str | None:
 
     try:
         cuda.gpu(device)
-    except Exception as error:  # cuda-python raises RuntimeError where there is no driver library at all
+    except (
+        Exception
+    ) as error:  # cuda-python raises RuntimeError where there is no driver library at all
         return f"no NVIDIA GPU answers here ({error})"
     return None
 
 
 def mismatch(card: EngineCard, libraries: dict[str, str], gpu: str, capability: str) -> str | None:
-    """Why a plan does not fit this library or GPU, or None: it runs on the exact version that built it."""
+    """Why a plan does not fit this library or GPU, or None: it runs on the exact version that built
+    it.
+    """
     for library, here in libraries.items():
         if card.libraries.get(library) != here:
             return f"built by {library} {card.libraries.get(library)}, but this is {library} {here}"
     if capability not in card.capabilities or card.gpu not in (None, gpu):
-        return (
-            f"built for {card.target}, but this is {gpu} (compute capability {capability})"
-        )
+        return f"built for {card.target}, but this is {gpu} (compute capability {capability})"
     return None
 
 
@@ -139,7 +147,9 @@ def make_logger(trt: Any) -> Any:
 
 
 def make_monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's progress callbacks, reported for the outermost phase, whose name is the longest-lived."""
+    """TensorRT's progress callbacks, reported for the outermost phase, whose name is the
+    longest-lived.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

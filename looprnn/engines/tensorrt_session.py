@@ -1,7 +1,9 @@
-"""A plan on the GPU, by TensorRT's runtime and cuda-python; one page, to be read beside TensorRT's documentation.
+"""A plan on the GPU, by TensorRT's runtime and cuda-python; one page, to be read beside TensorRT's
+documentation.
 
-One IExecutionContext, one stream; for every tensor a pinned host buffer and a device buffer, allocated once for the
-profile's maximum and bound once by set_tensor_address. A run sets the shapes and queues copy, execute_async_v3, copy.
+One IExecutionContext, one stream; for every tensor a pinned host buffer and a device buffer,
+allocated once for the profile's maximum and bound once by set_tensor_address. A run sets the shapes
+and queues copy, execute_async_v3, copy.
 """
 
 from contextlib import ExitStack
@@ -33,11 +35,17 @@ class TensorRTSession:
         self.runtime = self.trt.Runtime(self.log)
         self.engine = self.runtime.deserialize_cuda_engine(self.path.read_bytes())
         if self.engine is None:
-            raise EngineMismatch(f"{self.path}: TensorRT cannot load this plan: {'; '.join(self.log.errors)}")
+            raise EngineMismatch(
+                f"{self.path}: TensorRT cannot load this plan: {'; '.join(self.log.errors)}"
+            )
         self._check_tensors()
-        self.context = self.engine.create_execution_context()  # on optimization profile 0, the only one
+        self.context = (
+            self.engine.create_execution_context()
+        )  # on optimization profile 0, the only one
         if self.context is None:
-            raise EngineError(f"{self.path}: no memory for an execution context: {'; '.join(self.log.errors)}")
+            raise EngineError(
+                f"{self.path}: no memory for an execution context: {'; '.join(self.log.errors)}"
+            )
 
         limits = self.spec.shapes(self.spec.profile.batch.max, self.spec.profile.time.max)
         with ExitStack() as opening:
@@ -48,7 +56,10 @@ class TensorRTSession:
                 size = int(np.prod(shape)) * FLOAT32
                 self.host[name] = opening.enter_context(cuda.PinnedBuffer(size))
                 self.gpu[name] = opening.enter_context(cuda.DeviceBuffer(size))
-                self._must(self.context.set_tensor_address(name, self.gpu[name].address), f"address of {name}")
+                self._must(
+                    self.context.set_tensor_address(name, self.gpu[name].address),
+                    f"address of {name}",
+                )
             self._open = opening.pop_all()  # only now is closing __exit__'s work
         return self
 
@@ -60,11 +71,16 @@ class TensorRTSession:
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         for name in self.spec.input_names:
             array = inputs[name]
-            self._must(self.context.set_input_shape(name, array.shape), f"shape {list(array.shape)} of {name}")
+            self._must(
+                self.context.set_input_shape(name, array.shape),
+                f"shape {list(array.shape)} of {name}",
+            )
             np.copyto(self.host[name].view(array.shape), array)
             cuda.copy_in(self.gpu[name], self.host[name], array.nbytes, self.stream)
         self._must(self.context.execute_async_v3(self.stream.handle), "execute_async_v3")
-        shapes = {name: tuple(self.context.get_tensor_shape(name)) for name in self.spec.output_names}
+        shapes = {
+            name: tuple(self.context.get_tensor_shape(name)) for name in self.spec.output_names
+        }
         for name, shape in shapes.items():
             size = int(np.prod(shape)) * FLOAT32
             cuda.copy_out(self.host[name], self.gpu[name], size, self.stream)
@@ -75,8 +91,12 @@ class TensorRTSession:
         found = {self.engine.get_tensor_name(k) for k in range(self.engine.num_io_tensors)}
         wanted = {*self.spec.input_names, *self.spec.output_names}
         if found != wanted:
-            raise EngineMismatch(f"{self.path}: its tensors are {sorted(found)}, wanted {sorted(wanted)}")
+            raise EngineMismatch(
+                f"{self.path}: its tensors are {sorted(found)}, wanted {sorted(wanted)}"
+            )
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
-            raise EngineError(f"{self.path}: TensorRT refused the {what}: {'; '.join(self.log.errors)}")
+            raise EngineError(
+                f"{self.path}: TensorRT refused the {what}: {'; '.join(self.log.errors)}"
+            )

@@ -1,0 +1,40 @@
+# demo · test · serve · bench · lint · compose-test: each makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.PHONY: demo test serve bench lint torch compose-test clean
+
+demo: .venv/ready
+	@$(BIN)/looprnn demo
+
+test: .venv/ready
+	@$(BIN)/python -m pytest
+
+serve: .venv/ready
+	@$(BIN)/python build_engines.py
+	@$(BIN)/looprnn serve
+
+bench: .venv/ready
+	@$(BIN)/python bench/lstm_random.py
+
+lint: .venv/ready
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+# PyTorch is an outside oracle of the tests: large, so only where asked for. Without it those tests are skipped.
+torch: .venv/ready
+	@$(BIN)/pip install --quiet torch==2.13.0
+
+# The cpu profile, for real: build, serve, test, tear down; the exit status is the tests'.
+compose-test:
+	@COMPOSE="$(COMPOSE)" docker/compose-test.sh
+
+clean:
+	rm -rf .venv build
+
+.venv/ready: pyproject.toml client/pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e client -e '.[onnxruntime,embedded,rtx,test]'
+	@touch $@

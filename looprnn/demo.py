@@ -1,0 +1,119 @@
+"""The demo: ask every variant over both protocols, and put the answers beside the NumPy reference
+and the seed.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from looprnn_client import Client, Result
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from looprnn import engines, parity, weights
+from looprnn.card import Cards
+from looprnn.repository import built_versions
+from looprnn.server import Server
+from looprnn.spec import RNNSpec
+
+REPEATS = 20
+# What the seed printed for an input of ones: the output of each step, and the last states.
+SEED = {
+    "relu_rnn": {"output": [12, 67, 342, 1717], "h_n": [1717]},
+    "lstm": {
+        "output": [0.76158684, 0.96400476, 0.99504673, 0.99932283],
+        "h_n": [0.99932283],
+        "c_n": [3.999906],
+    },
+}
+
+
+def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Console) -> int:
+    """Print both tables; 1 if any answer is over the tolerance."""
+    table = Table(
+        "variant",
+        "protocol",
+        "engine",
+        "input",
+        "output",
+        "difference",
+        "ms",
+        title="every variant over both protocols, against NumPy",
+        box=SIMPLE_HEAD,
+    )
+    answers: dict[str, Result] = {}
+    good = True
+    for spec in track(specs, "asking", console=console, transient=True):
+        folder = repository / spec.name
+        engine = engines.choose(Cards.read(folder / str(built_versions(folder)[-1])), "auto")
+        x = demo_input(spec)
+        arrays = weights.load_weights(spec)
+        inputs = {"input": x, **spec.initial_states(len(x))}
+        for url in (f"grpc://{server.grpc}", f"http://{server.http}"):
+            with Client(url, model=spec.name, timeout_s=10) as client:
+                answer, median = timed(client, x)
+            got = {name: getattr(answer, name) for name in spec.output_names}
+            worst = max(parity.differences(spec, arrays, inputs, got).values())
+            good &= parity.agrees(worst)
+            table.add_row(
+                spec.name,
+                url[:4],
+                engine,
+                shape(x),
+                shape(answer.output),
+                f"[{'green' if parity.agrees(worst) else 'red'}]{worst:.1e}[/]",
+                f"{median:.2f}",
+            )
+            answers[spec.name] = answer
+    console.print(table)
+    if shown := [name for name in SEED if name in answers]:
+        console.print(seed_table(shown, answers))
+    return 0 if good else 1
+
+
+def demo_input(spec: RNNSpec) -> NDArray[np.float32]:
+    """[B, T, I] at the profile's typical size: ones for the seed's variants, random numbers for the
+    others.
+    """
+    batch, steps = spec.profile.batch.opt, spec.profile.time.opt
+    if spec.weights.constant is not None:
+        return np.ones((batch, steps, spec.input_size), np.float32)
+    return parity.draw_inputs(spec, batch, steps)["input"]
+
+
+def timed(client: Client, x: NDArray[np.float32]) -> tuple[Result, float]:
+    """The answer, and the median round trip of REPEATS requests in ms."""
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        answer = client.infer(x)
+        times.append((time.perf_counter() - begin) * 1e3)
+    return answer, float(np.median(times))
+
+
+def seed_table(names: list[str], answers: dict[str, Result]) -> Table:
+    """The seed's own numbers beside ours: the first row and unit, since all are equal."""
+    table = Table(
+        "variant",
+        "",
+        "the seed printed",
+        "served here",
+        title="the seed's own numbers, input of ones",
+        box=SIMPLE_HEAD,
+    )
+    for name in names:
+        for output, wanted in SEED[name].items():
+            values = getattr(answers[name], output)[0, :, 0]
+            table.add_row(name, output, words(wanted), words(values))
+    return table
+
+
+def words(values: object) -> str:
+    return "  ".join(f"{float(v):.8g}" for v in np.atleast_1d(values))  # type: ignore[call-overload]
+
+
+def shape(array: NDArray[np.float32]) -> str:
+    return str(list(array.shape))
