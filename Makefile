@@ -29,7 +29,8 @@ torch: .venv/ready
 
 # The cpu profile, for real: build, serve, test, tear down; the exit status is the tests'.
 compose-test:
-	@COMPOSE="$(COMPOSE)" docker/compose-test.sh
+	@$(COMPOSE) --profile cpu build && $(COMPOSE) --profile cpu run --rm test-cpu; \
+	status=$$?; $(COMPOSE) --profile cpu down --volumes; exit $$status
 
 clean:
 	rm -rf .venv build

@@ -127,6 +127,11 @@ def _parser(root: Path) -> argparse.ArgumentParser:
     )
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         serve.add_argument(f"--{name}-port", type=int, default=port, help="default: %(default)s")
+    serve.add_argument(
+        "--client-shared-memory",
+        action="store_true",
+        help="let clients pass arrays in shared memory",
+    )
     serve.add_argument("--log", type=Path, metavar="FILE", help="keep tritonserver's log")
     return parser
 
@@ -224,7 +229,12 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # docker stop ends it as Ctrl-C does
     ports = (options.http_port, options.grpc_port, options.metrics_port)
     server = Server(
-        options.repository, host=options.host, ports=ports, log=options.log, strict=False
+        options.repository,
+        host=options.host,
+        ports=ports,
+        log=options.log,
+        strict=False,
+        client_shared_memory=options.client_shared_memory,
     )
     with console.status("starting tritonserver") as status, server:
         status.stop()

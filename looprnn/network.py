@@ -126,7 +126,7 @@ def define(trt: Any, network: Any, spec: RNNSpec, weights: Weights) -> list[NDAr
 
     ends: dict[str, list[Tensor]] = {name: [] for name in spec.output_names}
     for k, direction in enumerate(spec.directions):
-        rec = _enter(net, loop, spec, weights, inputs, k, direction)
+        rec = enter(net, loop, spec, weights, inputs, k, direction)
         new = (
             lstm_step(net, direction, rec, spec.gates)
             if spec.cell == "lstm"
@@ -162,7 +162,7 @@ def _input(net: Net, spec: RNNSpec, name: str) -> Tensor:
     return tensor
 
 
-def _enter(
+def enter(
     net: Net,
     loop: Any,
     spec: RNNSpec,

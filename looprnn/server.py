@@ -115,9 +115,11 @@ class Server:
         ports: tuple[int, int, int] = (0, 0, 0),
         log: Path | None = None,
         strict: bool = True,
+        client_shared_memory: bool = False,
         timeout_s: float = 120.0,
     ) -> None:
         self.repository, self.host, self.strict = repository, host, strict
+        self.client_shared_memory = client_shared_memory
         self.timeout_s = timeout_s
         chosen = iter(free_ports(3))
         http, grpc, metrics = (port or next(chosen) for port in ports)
@@ -186,7 +188,11 @@ class Server:
             f"--grpc-port={grpc}",
             f"--metrics-address={self.host}",
             f"--metrics-port={metrics}",
-            "--allow-cpu-metrics=true",
+            *(
+                ["--allow-client-shm=true"]
+                if self.client_shared_memory and _can_forbid_shm(installed)
+                else []
+            ),
         ]
 
     def _wait_until_ready(self) -> None:
@@ -222,6 +228,13 @@ class Server:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+
+
+def _can_forbid_shm(installed: Installation) -> bool:
+    """From 26.04 on clients may register shared memory only where a flag allows it; before, always."""
+    command = [str(installed.program), "--help"]
+    answer = subprocess.run(command, env=_environment(installed), capture_output=True, text=True)
+    return "allow-client-shm" in answer.stdout + answer.stderr
 
 
 def _environment(installed: Installation) -> dict[str, str]:

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -34,6 +35,10 @@ def _one_of(what: str, value: object, choices: tuple[str, ...]) -> None:
         raise SpecError(
             f"{what} must be one of {', '.join(choices)}; got {value!r}{_near(value, choices)}"
         )
+
+
+def _finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _near(value: object, choices: tuple[str, ...]) -> str:
@@ -93,6 +98,12 @@ class WeightSource:
                 "[weights] needs exactly one of file, constant, seed; "
                 f"got {', '.join(given) or 'none'}"
             )
+        for name in ("constant", "bias"):
+            value = getattr(self, name)
+            if value is not None and not _finite(value):
+                raise SpecError(f"weights.{name} must be a finite number, got {value!r}")
+        if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
+            raise SpecError(f"weights.seed must be a whole number of at least 0, got {self.seed!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +141,7 @@ class RNNSpec:
                 )
         for state in ("h_0", "c_0"):
             value = getattr(self, state)
-            if type(value) not in (int, float) or not abs(value) < float("inf"):
+            if not _finite(value):
                 raise SpecError(f"{self.name}: {state} must be a finite number, got {value!r}")
         if self.cell == "lstm" and self.activation != "tanh":
             raise SpecError(

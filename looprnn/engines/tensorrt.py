@@ -8,6 +8,7 @@ GPU it finds. - TF32 is on by default where the flag exists, and would cost thre
 
 import importlib
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from looprnn.network import define
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
+log = logging.getLogger("looprnn.tensorrt")
 FILE = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}
 # TensorRT-RTX has no FP32 matmul for 7.5; 9.0 and 10.0 are not RTX GPUs and refused when loading.
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
@@ -132,15 +134,23 @@ def mismatch(card: EngineCard, libraries: dict[str, str], gpu: str, capability: 
 
 
 def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps errors for our own message."""
+    """A TensorRT logger that keeps errors for our own message, and passes all to --verbose."""
+    severity = trt.ILogger.Severity
+    levels = {
+        severity.INTERNAL_ERROR: logging.INFO,  # our own error will show it in full
+        severity.ERROR: logging.INFO,
+        severity.WARNING: logging.INFO,
+        severity.INFO: logging.INFO,
+    }
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
+        def log(self, level: Any, message: str) -> None:
+            log.log(levels.get(level, logging.DEBUG), "%s", message)
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
                 self.errors.append(message)
 
     return Logger()

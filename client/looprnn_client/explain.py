@@ -1,0 +1,95 @@
+"""Turns a `Failure` of either protocol into the public error that says how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+from looprnn_client.errors import (
+    BadInput,
+    LoopRNNClientError,
+    NotReady,
+    ServerError,
+    Timeout,
+    UnknownModel,
+    Unreachable,
+)
+from looprnn_client.transport import Code, Failure, ModelState
+
+BAD_INPUT = "bad input: "  # how looprnn's model begins a refusal, whatever the status is
+
+NO_SERVER = (Code.UNAVAILABLE, Code.UNREACHABLE, Code.TIMEOUT)  # when even its list fails so
+
+
+def explain(
+    failure: Failure,
+    *,
+    url: str,
+    model: str | None,
+    timeout_s: float,
+    index: Callable[[], Sequence[ModelState]],
+) -> LoopRNNClientError:
+    """The error to raise. `index` reads the server's repository, and may itself raise `Failure`.
+
+    It is read only when the failure could be a missing model, one that is not ready, or no server.
+    """
+    words = failure.words
+    if words.startswith(BAD_INPUT):
+        return BadInput(f"{model} at {url} refused the input: {words.removeprefix(BAD_INPUT)}")
+    if failure.code is Code.TIMEOUT:
+        return Timeout(
+            f"{url}: no answer within {timeout_s:g} s ({words}). "
+            "Give a longer timeout_s, or see whether the server is overloaded"
+        )
+    if failure.code is Code.UNREACHABLE:
+        return _unreachable(url, words)
+    if failure.code is Code.INVALID and "unknown model" not in words:
+        return BadInput(f"{model} at {url} refused the request: {words}")
+    if failure.code is Code.INTERNAL or model is None:
+        return ServerError(f"{url}: the server failed: {words}")
+    try:
+        models = index()
+    except Failure as second:
+        if failure.code is Code.UNAVAILABLE and second.code in NO_SERVER:
+            return _unreachable(url, words)
+        return ServerError(f"{url}: {words} (nor can its list of models be read: {second.words})")
+    return _about_the_model(words, url, model, models)
+
+
+def _about_the_model(
+    words: str, url: str, model: str, models: Sequence[ModelState]
+) -> LoopRNNClientError:
+    versions = [state for state in models if state.name == model]
+    if not versions:
+        names = sorted({state.name for state in models})
+        has = "It has none at all"
+        if names:
+            has = f"Did you mean {nearest(model, names)!r}? It has: {', '.join(names)}"
+        return UnknownModel(f"{url} has no model {model!r}. {has}")
+    if not any(state.state == "READY" for state in versions):
+        said = "; ".join(
+            f"version {state.version or '?'} is {state.state or 'not loaded'}"
+            + (f": {headline(state.reason)}" if state.reason else "")
+            for state in versions
+        )
+        return NotReady(f"{url} has {model!r}, but it cannot serve it: {said}")
+    return ServerError(
+        f"{model} at {url}: {words} (the server lists the model as READY: try again)"
+    )
+
+
+def _unreachable(url: str, words: str) -> Unreachable:
+    return Unreachable(
+        f"no Triton server answers at {url}: {words}. Is it running, and is this the port of this "
+        "protocol? Triton's own are 8001 for gRPC and 8000 for HTTP"
+    )
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The most similar of names, which may not be empty."""
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=0)[0]
+
+
+def headline(reason: str) -> str:
+    """The server's reason without the traceback that its Python backend adds to it."""
+    return reason.split("\n\nAt:")[0].strip()

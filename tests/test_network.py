@@ -1,0 +1,223 @@
+"""The TensorRT networks, read back layer by layer and evaluated in NumPy, against the reference.
+
+No machine of the project can execute a plan, so this is where wiring is proved; the builder itself
+checks shapes, types and loop rules in test_tensorrt.py.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorrt_rtx as trt
+from cases import CASES, WEIGHT_MUTANTS, worst
+from conftest import VARIANTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpreter import run
+
+from looprnn import network, parity
+from looprnn.spec import RNNSpec, WeightSource
+from looprnn.weights import load_weights
+
+LOGGER = trt.Logger(trt.Logger.ERROR)
+BUILDER = trt.Builder(LOGGER)
+
+
+def define(spec, weights, module=trt):
+    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    made = BUILDER.create_network(flag)
+    kept = network.define(module, made, spec, weights)
+    return made, kept
+
+
+def interpret(case, weights=None, module=trt):
+    made, kept = define(case.spec, case.weights if weights is None else weights, module)
+    answer = run(trt, made, case.inputs)
+    del kept
+    return answer
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_parity(case):
+    assert parity.agrees(worst(case, interpret(case)))
+
+
+@pytest.mark.parametrize("time", ["one", "typical", "longer than the optimum"])
+def test_every_variant(variant, time):
+    steps = {"one": 1, "typical": variant.profile.time.opt}.get(time, variant.profile.time.opt + 3)
+    weights = load_weights(variant)
+    inputs = parity.draw_inputs(variant, 2, steps)
+    made, kept = define(variant, weights)
+    found = parity.differences(variant, weights, inputs, run(trt, made, inputs))
+    del kept
+    assert all(parity.agrees(value) for value in found.values()), found
+
+
+def test_the_seeds_numbers():
+    for name, printed in (
+        ("relu_rnn", [12, 67, 342, 1717]),
+        ("lstm", [0.76158684, 0.96400476, 0.99504673, 0.99932283]),
+    ):
+        spec = VARIANTS[name]
+        made, kept = define(spec, load_weights(spec))
+        got = run(trt, made, {"input": np.ones((3, 4, 7), np.float32), **spec.initial_states(3)})
+        del kept
+        want = np.broadcast_to(np.array(printed, np.float32)[:, np.newaxis], (3, 4, 5))
+        np.testing.assert_allclose(got["output"], want, rtol=0, atol=2e-7)
+
+
+specs = st.builds(
+    lambda cell, activation, **sizes: RNNSpec(
+        name="drawn", cell=cell, activation="tanh" if cell == "lstm" else activation, **sizes
+    ),
+    cell=st.sampled_from(["rnn", "lstm"]),
+    activation=st.sampled_from(["tanh", "relu"]),
+    direction=st.sampled_from(["forward", "reverse", "bidirectional"]),
+    input_size=st.integers(1, 9),
+    hidden_size=st.integers(1, 9),
+    weights=st.builds(WeightSource, seed=st.integers(0, 2**32 - 1)),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spec=specs, batch=st.integers(1, 5), time=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_any_spec(spec, batch, time, seed):
+    weights = load_weights(spec)
+    inputs = parity.draw_inputs(spec, batch, time, seed)
+    made, kept = define(spec, weights)
+    found = parity.differences(spec, weights, inputs, run(trt, made, inputs))
+    del kept
+    assert all(parity.agrees(value) for value in found.values()), found
+
+
+@pytest.mark.parametrize("mutant", WEIGHT_MUTANTS, ids=lambda m: m.__name__)
+def test_some_case_notices_wrong_weights(mutant):
+    noticed = [
+        c.name
+        for c in CASES
+        if not parity.agrees(worst(c, interpret(c, mutant(c.spec, c.weights))))
+    ]
+    assert noticed, f"no case tells {mutant.__name__} from the truth"
+
+
+def forget_c(monkeypatch):
+    right = network.lstm_step
+
+    def wrong(net, where, rec, gates):
+        return {**right(net, where, rec, gates), "c": rec.states["c"].get_output(0)}
+
+    monkeypatch.setattr(network, "lstm_step", wrong)
+    return trt
+
+
+def forget_h(monkeypatch):
+    right = network.rnn_step
+
+    def wrong(net, where, rec, activation):
+        return {"h": net.activation(f"{where}/h", activation, rec.xw)}
+
+    monkeypatch.setattr(network, "rnn_step", wrong)
+    assert right is not wrong
+    return trt
+
+
+class Altered:
+    """The trt module with one enum member standing for another."""
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def __getattr__(self, name):
+        return self.changes[name] if name in self.changes else getattr(trt, name)
+
+
+def output_not_reversed(monkeypatch):
+    kind = trt.LoopOutput
+    return Altered(
+        LoopOutput=SimpleNamespace(
+            REVERSE=kind.CONCATENATE, CONCATENATE=kind.CONCATENATE, LAST_VALUE=kind.LAST_VALUE
+        )
+    )
+
+
+def output_wrongly_reversed(monkeypatch):
+    kind = trt.LoopOutput
+    return Altered(
+        LoopOutput=SimpleNamespace(
+            REVERSE=kind.REVERSE, CONCATENATE=kind.REVERSE, LAST_VALUE=kind.LAST_VALUE
+        )
+    )
+
+
+def iterator_not_reversed(monkeypatch):
+    right = network.enter
+
+    def wrong(net, loop, *rest):
+        class Forward:
+            def __getattr__(self, name):
+                return getattr(loop, name)
+
+            def add_iterator(self, tensor, axis, reverse):
+                return loop.add_iterator(tensor, axis, False)
+
+        return right(net, Forward(), *rest)
+
+    monkeypatch.setattr(network, "enter", wrong)
+    return trt
+
+
+def max_for_sum(monkeypatch):
+    op = trt.ElementWiseOperation
+    return Altered(ElementWiseOperation=SimpleNamespace(SUM=op.MAX, PROD=op.PROD))
+
+
+WIRING_MUTANTS = [
+    forget_c,
+    forget_h,
+    output_not_reversed,
+    output_wrongly_reversed,
+    iterator_not_reversed,
+    max_for_sum,
+]
+
+
+@pytest.mark.parametrize("mutant", WIRING_MUTANTS, ids=lambda m: m.__name__)
+def test_some_case_notices_wrong_wiring(mutant, monkeypatch):
+    module = mutant(monkeypatch)
+    noticed = [c.name for c in CASES if not parity.agrees(worst(c, interpret(c, module=module)))]
+    assert noticed, f"no case tells {mutant.__name__} from the truth"
+
+
+def layers_of(made):
+    return [made.get_layer(i) for i in range(made.num_layers)]
+
+
+def test_every_layer_has_a_speaking_name(variant):
+    made, _ = define(variant, load_weights(variant))
+    names = [layer.name for layer in layers_of(made)]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if name.startswith("(Unnamed")]
+    assert "time_loop/steps" in names
+    for direction in variant.directions:
+        assert {f"{direction}/{what}" for what in ("W", "R", "b", "h_r", "output")} <= set(names)
+
+
+def test_the_projection_is_outside_and_one_matmul_is_inside(variant):
+    made, _ = define(variant, load_weights(variant))
+    matmuls = [x.name for x in layers_of(made) if x.type == trt.LayerType.MATRIX_MULTIPLY]
+    assert sorted(matmuls) == sorted(
+        f"{direction}/{what}" for direction in variant.directions for what in ("x_w", "h_r")
+    )
+    iterated = [x.get_input(0).name for x in layers_of(made) if x.type == trt.LayerType.ITERATOR]
+    assert iterated == [f"{direction}/x_w_b:0" for direction in variant.directions]
+
+
+def test_batch_and_time_are_dynamic(variant):
+    made, _ = define(variant, load_weights(variant))
+    shapes = {
+        made.get_input(i).name: tuple(made.get_input(i).shape) for i in range(made.num_inputs)
+    }
+    states = {name: (-1, *variant.shapes(1, 1)[name][1:]) for name in variant.input_names[1:]}
+    assert shapes == {"input": (-1, -1, variant.input_size), **states}
+    outputs = [made.get_output(i).name for i in range(made.num_outputs)]
+    assert tuple(outputs) == variant.output_names

@@ -1,0 +1,183 @@
+"""The server model alone, against a double of Triton's pb_utils: batches are formed here as the test wants them."""
+
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import VARIANTS
+
+from looprnn import parity
+from looprnn.build import build_variant, buildable
+from looprnn.engines.onnxruntime import OnnxSession
+from looprnn.weights import load_weights
+
+SPEC = VARIANTS["lstm"]
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def as_numpy(self):
+        return self._array
+
+
+class Request:
+    def __init__(self, inputs, wanted=SPEC.output_names):
+        self.inputs, self.wanted = inputs, wanted
+
+    def requested_output_names(self):
+        return list(self.wanted)
+
+
+class TritonError:
+    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+
+    def __init__(self, message, code):
+        self.message, self.code = message, code
+
+
+class Response:
+    def __init__(self, tensors=(), error=None):
+        self.error = error
+        self.arrays = {t._name: t.as_numpy() for t in tensors}
+
+
+PB_UTILS = SimpleNamespace(
+    Tensor=Tensor,
+    TritonError=TritonError,
+    TritonModelException=RuntimeError,
+    InferenceResponse=Response,
+    Logger=SimpleNamespace(log_info=lambda message: None),
+    get_input_tensor_by_name=lambda request, name: (
+        Tensor(name, request.inputs[name]) if name in request.inputs else None
+    ),
+)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", PB_UTILS)
+    monkeypatch.delitem(sys.modules, "looprnn.triton_model", raising=False)
+    module = importlib.import_module("looprnn.triton_model")
+    build_variant(SPEC, buildable(["onnxruntime"])[0], tmp_path, progress=lambda *_: None)
+    model = module.TritonPythonModel()
+    model.initialize(arguments(tmp_path))
+    yield model
+    model.finalize()
+    monkeypatch.delitem(sys.modules, "looprnn.triton_model", raising=False)
+
+
+def arguments(repository, engine="auto"):
+    return {
+        "model_name": SPEC.name,
+        "model_version": "1",
+        "model_repository": str(repository / SPEC.name),
+        "model_instance_kind": "CPU",
+        "model_instance_device_id": "0",
+        "model_config": json.dumps({"parameters": {"engine": {"string_value": engine}}}),
+    }
+
+
+def drawn(rows, time, seed):
+    return parity.draw_inputs(SPEC, rows, time, seed)
+
+
+def assert_right(response, inputs):
+    assert response.error is None
+    full = {**SPEC.initial_states(len(inputs["input"])), **inputs}
+    found = parity.differences(SPEC, load_weights(SPEC), full, response.arrays)
+    assert all(parity.agrees(value) for value in found.values()), found
+
+
+def test_one_bad_request_spoils_its_own_answer_only(model):
+    good = [drawn(2, 4, seed=k) for k in range(3)]
+    nan = drawn(1, 4, seed=9)
+    nan["input"][0, 2, 3] = np.nan
+    wrong_state = {**drawn(1, 4, seed=8), "h_0": np.zeros((1, 2, 5), np.float32)}
+    answers = model.execute([Request(i) for i in (good[0], nan, good[1], wrong_state, good[2])])
+    for k, inputs in zip((0, 2, 4), good, strict=True):
+        assert_right(answers[k], inputs)
+    assert answers[1].error.message == (
+        "bad input: input holds nan at [0, 2, 3]; only finite numbers are served"
+    )
+    assert answers[3].error.message == "bad input: h_0 has the shape [1, 2, 5], wanted [1, 1, 5]"
+    assert {answers[k].error.code for k in (1, 3)} == {"INVALID_ARG"}
+
+
+def test_requests_of_one_length_are_one_run(model, monkeypatch):
+    runs = []
+    right = OnnxSession.run
+    monkeypatch.setattr(
+        OnnxSession, "run", lambda s, inputs: runs.append(inputs["input"].shape) or right(s, inputs)
+    )
+    requests = [drawn(2, 4, 0), drawn(1, 6, 1), drawn(3, 4, 2)]
+    for answer, inputs in zip(model.execute([Request(r) for r in requests]), requests, strict=True):
+        assert_right(answer, inputs)
+    assert sorted(runs) == [(1, 6, 7), (5, 4, 7)]
+
+
+def test_more_rows_than_the_profile_are_more_runs(model):
+    most = SPEC.profile.batch.max
+    requests = [drawn(rows, 4, seed=rows) for rows in (most, 3, most - 3, 1)]
+    for answer, inputs in zip(model.execute([Request(r) for r in requests]), requests, strict=True):
+        assert_right(answer, inputs)
+
+
+def test_requests_with_and_without_states_share_a_run(model):
+    with_states, without = drawn(2, 4, 0), {"input": drawn(1, 4, 1)["input"]}
+    for answer, inputs in zip(
+        model.execute([Request(with_states), Request(without)]), (with_states, without), strict=True
+    ):
+        assert_right(answer, inputs)
+
+
+def test_only_what_is_asked_for_is_sent(model):
+    (answer,) = model.execute([Request(drawn(1, 4, 0), wanted=["c_n"])])
+    assert set(answer.arrays) == {"c_n"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"input": np.zeros((1, 4), np.float32)}, "[1, 4], wanted [B, T, 7]"),
+        ({"input": np.zeros((1, 4, 6), np.float32)}, "[1, 4, 6], wanted [1, 4, 7]"),
+        ({"input": np.zeros((1, 0, 7), np.float32)}, "T = 0 steps, this engine takes 1 to 64"),
+        ({"input": np.zeros((1, 65, 7), np.float32)}, "T = 65 steps"),
+        ({"input": np.zeros((1, 4, 7))}, "input is float64, wanted float32"),
+        ({"input": np.full((1, 4, 7), np.inf, np.float32)}, "holds inf at [0, 0, 0]"),
+        ({"c_0": np.zeros((2, 1, 5), np.float32)}, "c_0 has the shape [2, 1, 5], wanted [1, 1, 5]"),
+        ({"c_0": np.full((1, 1, 5), np.nan, np.float32)}, "c_0 holds nan"),
+    ],
+)
+def test_a_bad_input_is_answered_in_words(model, change, words):
+    (answer,) = model.execute([Request({**drawn(1, 4, 0), **change})])
+    assert answer.error.message.startswith("bad input: ")
+    assert words in answer.error.message
+
+
+def test_an_engine_that_fails_answers_every_request_of_its_run(model, monkeypatch):
+    def failing(self, inputs):
+        if inputs["input"].shape[1] == 4:
+            raise RuntimeError("out of memory")
+        return right(self, inputs)
+
+    right = OnnxSession.run
+    monkeypatch.setattr(OnnxSession, "run", failing)
+    requests = [drawn(1, 4, 0), drawn(1, 5, 1), drawn(1, 4, 2)]
+    first, second, third = model.execute([Request(r) for r in requests])
+    assert first.error.message == third.error.message == "engine failed: out of memory"
+    assert_right(second, requests[1])
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [("tensorrt", "asks for the engine 'tensorrt'"), ("tensort", "asks for the engine 'tensort'")],
+)
+def test_a_named_engine_that_is_not_there_fails_the_load(model, tmp_path, engine, words):
+    with pytest.raises(RuntimeError, match=words) as caught:
+        type(model)().initialize(arguments(tmp_path, engine))
+    assert str(caught.value).startswith("lstm: ")

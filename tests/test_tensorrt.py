@@ -1,0 +1,275 @@
+"""What TensorRT itself says to our networks, and the session's use of its runtime.
+
+Plans are built for real, by TensorRT-RTX, which needs no GPU. Executing one does: the session is driven here against
+a double of TensorRT's runtime whose memory is the host's, and against real CUDA copies where there is a GPU.
+"""
+
+import ctypes
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import tensorrt_rtx as trt
+from cases import CASES, worst
+
+from looprnn import engines, parity
+from looprnn.engines import tensorrt_session
+from looprnn.engines.tensorrt import make_logger, no_gpu
+from looprnn.errors import EngineError, EngineMismatch
+
+WORKSPACE = 1 << 28
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_tensorrt_builds_a_plan(case, tmp_path):
+    seen = []
+    path = tmp_path / "model.rtx.plan"
+    target = engines.get("tensorrt_rtx").build(
+        case.spec, case.weights, path,
+        progress=lambda phase, step, steps: seen.append((step, steps)), workspace=WORKSPACE,
+    )  # fmt: skip
+    assert path.stat().st_size > sum(a.nbytes for a in case.weights.values())
+    assert target["capabilities"] == ["8.0", "8.6", "8.9", "12.0", "12.1"]
+    assert seen and all(0 <= step <= steps for step, steps in seen)
+    assert seen[-1][0] == seen[-1][1], "the progress ends at its end"
+
+
+def test_what_tensorrt_refuses_is_an_error_with_its_own_words(tmp_path, monkeypatch):
+    # 7.5 has no FP32 matmul in TensorRT-RTX.
+    monkeypatch.setattr("looprnn.engines.tensorrt.RTX_CAPABILITIES", ("7.5",))
+    with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
+        engines.get("tensorrt_rtx").build(
+            CASES[0].spec, CASES[0].weights, tmp_path / "p",
+            progress=lambda *_: None, workspace=WORKSPACE,
+        )  # fmt: skip
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_exception_in_the_progress_bar_does_not_pass_for_a_plan(tmp_path):
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises((EngineError, KeyboardInterrupt)):
+        engines.get("tensorrt_rtx").build(
+            CASES[0].spec, CASES[0].weights, tmp_path / "p", progress=broken, workspace=WORKSPACE
+        )
+
+
+@pytest.mark.skipif(no_gpu() is None, reason="about hosts without a GPU")
+def test_no_gpu_is_said_in_words():
+    assert "no NVIDIA GPU answers here" in no_gpu()
+
+
+class HostCuda:
+    """looprnn.cuda on host memory, counting what is open; fresh memory holds NaN."""
+
+    class Buffer:
+        def __init__(self, size):
+            self.size = size
+
+        def __enter__(self):
+            self.memory = np.full(self.size // 4, np.nan, np.float32)
+            self.address = self.memory.ctypes.data
+            HostCuda.live += 1
+            return self
+
+        def __exit__(self, *_):
+            HostCuda.live -= 1
+            self.memory[:] = np.nan
+
+        def view(self, shape):
+            return self.memory[: int(np.prod(shape))].reshape(shape)
+
+    live = 0
+    PinnedBuffer = DeviceBuffer = Buffer
+
+    class Stream:
+        handle = 77
+
+        def __enter__(self):
+            HostCuda.live += 1
+            return self
+
+        def __exit__(self, *_):
+            HostCuda.live -= 1
+
+        def synchronize(self):
+            pass
+
+    @staticmethod
+    def use(device):
+        HostCuda.device = device
+
+    @staticmethod
+    def copy_in(device, host, size, stream):
+        ctypes.memmove(device.address, host.address, size)
+
+    @staticmethod
+    def copy_out(host, device, size, stream):
+        ctypes.memmove(host.address, device.address, size)
+
+
+class Double:
+    """TensorRT's runtime, engine and context in one, with the reference inside."""
+
+    ILogger = trt.ILogger
+
+    def __init__(self, case, plan=b"plan"):
+        self.case, self.plan = case, plan
+        self.shapes, self.addresses = {}, {}
+
+    # trt.Runtime(logger)
+    def Runtime(self, logger):  # noqa: N802
+        return self
+
+    def deserialize_cuda_engine(self, plan):
+        return self if plan == self.plan else None
+
+    # ICudaEngine
+    @property
+    def num_io_tensors(self):
+        return len(self._names)
+
+    @property
+    def _names(self):
+        return [*self.case.spec.input_names, *self.case.spec.output_names]
+
+    def get_tensor_name(self, k):
+        return self._names[k]
+
+    def create_execution_context(self):
+        return self
+
+    # IExecutionContext
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def set_input_shape(self, name, shape):
+        profile = self.case.spec.profile
+        most = self.case.spec.shapes(profile.batch.max, profile.time.max)[name]
+        self.shapes[name] = tuple(shape)
+        return all(n <= m for n, m in zip(shape, most, strict=True))
+
+    def get_tensor_shape(self, name):
+        batch, time, _ = self.shapes["input"]
+        return self.case.spec.shapes(batch, time)[name]
+
+    def execute_async_v3(self, stream):
+        def at(name, shape):
+            count = int(np.prod(shape))
+            memory = (ctypes.c_float * count).from_address(self.addresses[name])
+            return np.ctypeslib.as_array(memory).reshape(shape)
+
+        inputs = {name: at(name, self.shapes[name]).copy() for name in self.case.spec.input_names}
+        answer = parity.run_reference(self.case.spec, self.case.weights, inputs)
+        for name, array in answer.items():
+            at(name, array.shape)[...] = array
+        return stream == 77
+
+
+@contextmanager
+def session_on_the_host(case, tmp_path, monkeypatch, double=None):
+    monkeypatch.setattr(tensorrt_session, "cuda", HostCuda)
+    path = tmp_path / "model.plan"
+    path.write_bytes(b"plan")
+    HostCuda.live = 0
+    opened = tensorrt_session.TensorRTSession(double or Double(case), path, case.spec, device=3)
+    with opened as session:
+        yield session
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_session_moves_every_array_to_its_place_and_back(case, tmp_path, monkeypatch):
+    with session_on_the_host(case, tmp_path, monkeypatch) as session:
+        first = session.run(case.inputs)
+        kept = {name: array.copy() for name, array in first.items()}
+        other = parity.draw_inputs(case.spec, 1, 2, seed=99)
+        session.run(other)
+        assert parity.agrees(worst(case, session.run(case.inputs)))
+        assert HostCuda.live == 1 + 2 * (len(case.inputs) + len(case.spec.output_names))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, kept[name], "an answer changed after it was given")
+    assert HostCuda.live == 0
+    assert HostCuda.device == 3
+
+
+class DeviceDouble(Double):
+    """The same with tensors in GPU memory: what it reads and writes went through real copies."""
+
+    def execute_async_v3(self, stream):
+        from cuda.bindings import runtime as cudart
+
+        from looprnn.cuda import check
+
+        def move(name, array, kind):
+            host, device = array.ctypes.data, self.addresses[name]
+            to, source = (host, device) if kind.name.endswith("DeviceToHost") else (device, host)
+            check(cudart.cudaMemcpyAsync(to, source, array.nbytes, kind, stream))
+
+        kinds = cudart.cudaMemcpyKind
+        inputs = {
+            n: np.full(self.shapes[n], np.nan, np.float32) for n in self.case.spec.input_names
+        }
+        for name, array in inputs.items():
+            move(name, array, kinds.cudaMemcpyDeviceToHost)
+        check(cudart.cudaStreamSynchronize(stream))
+        answer = parity.run_reference(self.case.spec, self.case.weights, inputs)
+        for name, array in answer.items():
+            move(name, np.ascontiguousarray(array, np.float32), kinds.cudaMemcpyHostToDevice)
+        check(cudart.cudaStreamSynchronize(stream))
+        return True
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(no_gpu() is not None, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_session_on_real_gpu_memory(case, tmp_path):
+    path = tmp_path / "model.plan"
+    path.write_bytes(b"plan")
+    with tensorrt_session.TensorRTSession(DeviceDouble(case), path, case.spec) as session:
+        session.run(parity.draw_inputs(case.spec, 1, 2, seed=99))
+        assert parity.agrees(worst(case, session.run(case.inputs)))
+
+
+def test_a_plan_tensorrt_cannot_load_frees_what_was_opened(tmp_path, monkeypatch):
+    refusing = Double(CASES[0], plan=b"another")
+    with (
+        pytest.raises(EngineMismatch, match=r"model\.plan: TensorRT cannot load this plan"),
+        session_on_the_host(CASES[0], tmp_path, monkeypatch, refusing),
+    ):
+        pass
+    assert HostCuda.live == 0
+
+
+def test_a_plan_of_another_network_is_refused_by_its_tensors(tmp_path, monkeypatch):
+    rnn = next(c for c in CASES if c.cell == "rnn")
+    with (
+        pytest.raises(EngineMismatch, match=r"\['h_0', 'h_n', 'input', 'output'\], wanted \['c_0'"),
+        session_on_the_host(CASES[0], tmp_path, monkeypatch, Double(rnn)),
+    ):
+        pass
+
+
+def test_an_input_beyond_the_profile_is_refused_with_its_shape(tmp_path, monkeypatch):
+    case = CASES[0]
+    too_long = parity.draw_inputs(case.spec, 1, case.spec.profile.time.max + 1)
+    with (
+        session_on_the_host(case, tmp_path, monkeypatch) as session,
+        pytest.raises(EngineError, match=r"refused the shape \[1, 65, 5\] of input"),
+    ):
+        session.run(too_long)
+
+
+def test_the_double_has_no_method_that_tensorrt_lacks():
+    runtime, engine, context = trt.Runtime, trt.ICudaEngine, trt.IExecutionContext
+    real = set(dir(runtime)) | set(dir(engine)) | set(dir(context)) | {"Runtime", "ILogger"}
+    ours = {name for name in vars(Double) if not name.startswith("_")}
+    assert ours - real == set()
+
+
+def test_the_logger_keeps_errors_and_drops_the_rest():
+    logger = make_logger(trt)
+    logger.log(trt.ILogger.Severity.WARNING, "a warning")
+    logger.log(trt.ILogger.Severity.ERROR, "an error")
+    assert logger.errors == ["an error"]
