@@ -19,7 +19,9 @@ TIMEOUT_S = 30
 
 def ask(url, spec, inputs):
     with Client(url, model=spec.name, timeout_s=TIMEOUT_S) as client:
-        return arrays(spec, client.infer(inputs["input"], **{n: inputs[n] for n in inputs if n != "input"}))
+        return arrays(
+            spec, client.infer(inputs["input"], **{n: inputs[n] for n in inputs if n != "input"})
+        )
 
 
 def arrays(spec, result):
@@ -132,7 +134,7 @@ def filled(*shape, value=0.0, dtype=np.float32):
         ("T_over_the_profile", {"input": filled(1, 65, 7)}, "T = 65 steps, this engine takes 1 to 64"),
         ("batch_over_the_maximum", {"input": filled(9, 4, 7)}, "batch-size must be <= 8"),
         ("h_0_of_another_size", {"input": filled(1, 4, 7), "h_0": filled(1, 1, 4)}, "h_0"),
-        ("h_0_of_another_batch", {"input": filled(2, 4, 7), "h_0": filled(1, 1, 5)}, "h_0"),
+        ("h_0_of_another_batch", {"input": filled(2, 4, 7), "h_0": filled(1, 1, 5)}, "batch size"),
         ("nan", {"input": filled(1, 4, 7, value=np.nan)}, "holds nan at [0, 0, 0]"),
         ("inf", {"input": filled(1, 4, 7, value=np.inf)}, "holds inf at [0, 0, 0]"),
         ("no_input", {"h_0": filled(1, 1, 5)}, "input"),

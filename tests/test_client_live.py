@@ -1,0 +1,234 @@
+"""The client against a running tritonserver: every test over gRPC and over HTTP."""
+
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from looprnn_client import BadInput, Client, LoopRNNClientError, Timeout, UnknownModel, list_models
+from looprnn_client.cli import main
+
+pytestmark = pytest.mark.live
+
+README = Path(__file__).resolve().parent.parent / "client" / "README.md"
+MODELS = ["relu_rnn", "lstm", "bilstm", "relu_rnn_random", "lstm_random", "bilstm_random"]
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url(request, server):
+    address = getattr(server, request.param)
+    return address if request.param == "grpc" else f"http://{address}"
+
+
+def draw(client, batch, time, seed=0):
+    """x: [B, T, I], h_0 and c_0: [B, L·D, H]; c_0 is None for a cell without c."""
+    rng = np.random.default_rng(seed)
+    s = client.signature
+    shapes = [(batch, time, s.inputs), (batch, s.states, s.hidden), (batch, s.states, s.hidden)]
+    x, h_0, c_0 = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)
+    return x, h_0, c_0 if s.has_cell else None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_signature_is_the_models(url, model):
+    with Client(url, model, timeout_s=10) as client:
+        s = client.signature
+    sizes = (64, 256) if model.endswith("_random") else (7, 5)
+    assert (s.inputs, s.hidden) == sizes
+    assert s.has_cell == ("lstm" in model)
+    assert s.directions == (2 if model.startswith("bi") else 1)
+    assert s.states % s.directions == 0
+    assert s.batch_max > 0 and (s.time_max is None or s.time_max > 0)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_shapes_that_come_back(url, model):
+    with Client(url, model, timeout_s=10) as client:
+        s = client.signature
+        result = client.infer(*draw(client, batch=2, time=3))
+    assert result.output.shape == (2, 3, s.directions * s.hidden)
+    assert result.h_n.shape == (2, s.states, s.hidden)
+    assert (result.c_n is not None) == s.has_cell
+    for array in (result.output, result.h_n, result.c_n):
+        if array is not None:
+            assert (array.dtype, array.flags.c_contiguous) == (np.float32, True)
+            assert array.flags.writeable and array.flags.owndata and np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_whole_batch_and_all_its_time(url, model):
+    with Client(url, model, timeout_s=60) as client:
+        s = client.signature
+        steps = s.time_max or 64
+        result = client.infer(*draw(client, s.batch_max, steps))
+        assert result.output.shape == (s.batch_max, steps, s.directions * s.hidden)
+
+
+def test_protocols_agree(server):
+    answers = []
+    for url in (server.grpc, f"http://{server.http}"):
+        with Client(url, "lstm", timeout_s=10) as client:
+            answers.append(client.infer(*draw(client, batch=3, time=4)))
+    for name in ("output", "h_n", "c_n"):
+        first, second = (getattr(answer, name) for answer in answers)
+        np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
+
+
+def test_memory_order_is_not_sent(url):
+    with Client(url, "lstm", timeout_s=10) as client:
+        x, h_0, c_0 = draw(client, batch=3, time=4)
+        want = client.infer(x, h_0, c_0)
+        got = client.infer(
+            np.asfortranarray(x), np.asfortranarray(h_0), c_0[:, :, ::-1][:, :, ::-1]
+        )
+    np.testing.assert_allclose(got.output, want.output, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got.c_n, want.c_n, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["h_n"], ["c_n", "output"], ["c_n", "h_n", "output"]])
+def test_subset_of_outputs(url, names):
+    with Client(url, "lstm", timeout_s=10) as client:
+        arguments = draw(client, batch=2, time=5)
+        whole = client.infer(*arguments)
+        part = client.infer(*arguments, outputs=names)
+    for name in ("output", "h_n", "c_n"):
+        if name in names:
+            np.testing.assert_allclose(getattr(part, name), getattr(whole, name), rtol=0, atol=1e-6)
+        else:
+            assert getattr(part, name) is None
+
+
+def test_states_left_out_are_not_states_given(url):
+    with Client(url, "lstm", timeout_s=10) as client:
+        x, h_0, c_0 = draw(client, batch=2, time=3)
+        answers = [client.infer(x, *states).h_n for states in ((), (h_0,), (None, c_0), (h_0, c_0))]
+    for i, one in enumerate(answers):
+        for other in answers[i + 1 :]:
+            assert np.abs(one - other).max() > 1e-4
+
+
+def test_unknown_model(url):
+    with (
+        Client(url, "lsmt", timeout_s=10) as client,
+        pytest.raises(UnknownModel, match=r"no model 'lsmt'.*mean 'lstm'.*bilstm, ") as raised,
+    ):
+        client.infer(np.zeros((1, 1, 7), np.float32))
+    assert raised.value.__cause__ is not None
+
+
+def test_refused_and_then_served(url):
+    with Client(url, "bilstm", timeout_s=10) as client:
+        x, h_0, c_0 = draw(client, batch=2, time=3)
+        for wrong in ((x[:, :, 1:],), (x, h_0[:1]), (x, h_0, c_0[:, :1]), (np.repeat(x, 50, 0),)):
+            with pytest.raises(BadInput):
+                client.infer(*wrong)
+        assert client.infer(x, h_0, c_0).output.shape[:2] == (2, 3)
+
+
+def test_servers_own_refusal_keeps_its_words(url):
+    """NaN gets past a client that does not look: the server must refuse it, in its words."""
+    with Client(url, "lstm", timeout_s=10) as client:
+        x, _, _ = draw(client, batch=1, time=2)
+        client.infer(x)
+        blind = client._transport
+        x[0, 1, 2] = np.nan
+
+        class Blind:
+            def infer(self, model, inputs, outputs, timeout_s):
+                return blind.infer(model, {"input": x}, outputs, timeout_s)
+
+            def __getattr__(self, name):
+                return getattr(blind, name)
+
+        client._transport = Blind()
+        with pytest.raises(BadInput, match="refused the input: .*nan|refused the input: .*finite"):
+            client.infer(np.zeros_like(x))
+
+
+def test_threads_share_a_client(url):
+    """Each thread draws its own numbers, so an answer that reaches another thread is noticed."""
+    with Client(url, "lstm", timeout_s=30) as client:
+        drawn = [draw(client, batch=1 + k % 3, time=1 + k, seed=k) for k in range(8)]
+        want = [client.infer(*arguments) for arguments in drawn]
+        wrong, done = [], []
+
+        def run(k):
+            try:
+                for _ in range(10):
+                    got = client.infer(*drawn[k])
+                    np.testing.assert_allclose(got.output, want[k].output, rtol=0, atol=1e-5)
+                    np.testing.assert_allclose(got.c_n, want[k].c_n, rtol=0, atol=1e-5)
+                done.append(k)
+            except BaseException as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert wrong == []
+    assert sorted(done) == list(range(8)), "a thread hangs"
+
+
+def test_time_too_short_and_then_long_enough(url):
+    with Client(url, "lstm_random", timeout_s=30) as client:
+        arguments = draw(client, batch=1, time=2)
+        client._timeout_s = 1e-5
+        start = time.monotonic()
+        with pytest.raises(Timeout, match="longer timeout_s"):
+            client.infer(*arguments)
+        assert time.monotonic() - start < 2
+        client._timeout_s = 30.0
+        assert client.infer(*arguments).output.shape[:2] == (1, 2)
+
+
+def test_used_after_close(url):
+    with Client(url, "lstm", timeout_s=10) as client:
+        x, _, _ = draw(client, batch=1, time=1)
+        client.infer(x)
+    client.close()
+    with pytest.raises(LoopRNNClientError, match="closed"):
+        client.infer(x)
+
+
+def test_two_clients_close_apart(url):
+    with Client(url, "lstm", timeout_s=10) as outer:
+        with Client(url, "bilstm", timeout_s=10) as inner:
+            inner.infer(draw(inner, batch=1, time=1)[0])
+        outer.infer(draw(outer, batch=1, time=1)[0])
+
+
+def test_models_are_listed(url):
+    states = {row.name: row.state for row in list_models(url, timeout_s=10)}
+    assert {name: states.get(name) for name in MODELS} == dict.fromkeys(MODELS, "READY")
+
+
+def test_command_end_to_end(url, tmp_path, capsys):
+    with Client(url, "bilstm", timeout_s=10) as client:
+        arguments = dict(zip(("input", "h0", "c0"), draw(client, batch=2, time=6), strict=True))
+        want = client.infer(*arguments.values())
+    words = ["infer", "--url", url, "--model", "bilstm", "--output", str(tmp_path / "y.npz")]
+    for name, array in arguments.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        words += [f"--{name}", str(tmp_path / f"{name}.npy")]
+    assert main(words) == 0
+    with np.load(tmp_path / "y.npz") as got:
+        assert set(got) == {"output", "h_n", "c_n"}
+        for name in got:
+            np.testing.assert_allclose(got[name], getattr(want, name), rtol=0, atol=1e-6)
+    assert "output [2, 6, " in capsys.readouterr().out
+    assert main([*words[:4], "nope", *words[5:]]) == 1
+    assert "has no model 'nope'" in capsys.readouterr().err
+    assert main(["models", "--url", url]) == 0
+    assert re.search(r"^bilstm +1 +READY$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_readme_runs_as_written(url):
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(block.replace("localhost:8001", url), names)
+    assert names["first"].c_n is not None
+    assert names["second"].h_n is None
