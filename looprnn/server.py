@@ -231,7 +231,7 @@ class Server:
 
 
 def _can_forbid_shm(installed: Installation) -> bool:
-    """From 26.04 on clients may register shared memory only where a flag allows it; before, always."""
+    """From 26.04 on, clients may share memory only where a flag allows it; before, always."""
     command = [str(installed.program), "--help"]
     answer = subprocess.run(command, env=_environment(installed), capture_output=True, text=True)
     return "allow-client-shm" in answer.stdout + answer.stderr

@@ -1,4 +1,6 @@
-"""The cases every engine must pass, named after the mistake each catches, and the mutants they must notice."""
+"""The cases every engine must pass, named after the mistake each catches, and the mutants they must
+notice.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

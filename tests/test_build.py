@@ -1,4 +1,6 @@
-"""The build: atomic versions, nothing rebuilt in vain, nothing kept that differs from the reference."""
+"""The build: atomic versions, nothing rebuilt in vain, nothing kept that differs from the
+reference.
+"""
 
 import dataclasses
 import json

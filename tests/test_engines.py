@@ -67,7 +67,8 @@ def test_a_file_that_is_no_onnx_model_is_refused(tmp_path, content):
 
 def card(**changes):
     fields = {
-        "engine": "tensorrt", "file": "model.plan", "sha256": "", "spec_digest": "", "weights_digest": "",
+        "engine": "tensorrt", "file": "model.plan", "sha256": "", "spec_digest": "",
+        "weights_digest": "",
         "libraries": {"tensorrt": "11.4.0.106"}, "gpu": "NVIDIA A10", "capabilities": ["8.6"],
         "built": "", "difference": None,
     }  # fmt: skip
@@ -77,13 +78,22 @@ def card(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"libraries": {"tensorrt": "10.16.1.11"}}, "built by tensorrt 10.16.1.11, but this is tensorrt 11.4.0.106"),
+        (
+            {"libraries": {"tensorrt": "10.16.1.11"}},
+            "built by tensorrt 10.16.1.11, but this is tensorrt 11.4.0.106",
+        ),
         ({"libraries": {}}, "built by tensorrt None"),
-        ({"gpu": "NVIDIA L4", "capabilities": ["8.9"]}, "built for NVIDIA L4 (compute capability 8.9), but this is NVIDIA A10"),
+        (
+            {"gpu": "NVIDIA L4", "capabilities": ["8.9"]},
+            "built for NVIDIA L4 (compute capability 8.9), but this is NVIDIA A10",
+        ),
         ({"gpu": "NVIDIA RTX A2000"}, "built for NVIDIA RTX A2000"),
-        ({"gpu": None, "capabilities": ["8.9", "12.0"]}, "built for RTX GPUs (compute capability 8.9, 12.0)"),
+        (
+            {"gpu": None, "capabilities": ["8.9", "12.0"]},
+            "built for RTX GPUs (compute capability 8.9, 12.0)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_plan_for_another_gpu_or_library_says_both(changes, words):
     from looprnn.engines.tensorrt import mismatch
 

@@ -1,4 +1,6 @@
-"""The flow is a test: imports go one way, the oracle imports NumPy alone, and importing is light."""
+"""The flow is a test: imports go one way, the oracle imports NumPy alone, and importing is
+light.
+"""
 
 import ast
 import subprocess
@@ -60,11 +62,23 @@ def test_only_network_opens_a_loop():
 @pytest.mark.parametrize(
     ("package", "heavy"),
     [
-        ("looprnn", ["tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "cuda", "rich", "tritonclient",
-                     "safetensors", "looprnn_client"]),
+        (
+            "looprnn",
+            [
+                "tensorrt",
+                "tensorrt_rtx",
+                "onnx",
+                "onnxruntime",
+                "cuda",
+                "rich",
+                "tritonclient",
+                "safetensors",
+                "looprnn_client",
+            ],
+        ),
         ("looprnn_client", ["tritonclient", "grpc", "gevent", "looprnn"]),
     ],
-)  # fmt: skip
+)
 def test_importing_is_light(package, heavy):
     code = f"import sys, {package}; print(*[m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run(

@@ -1,4 +1,6 @@
-"""The tritonserver, real sockets, both protocols: every variant against NumPy, and what it says to bad input."""
+"""The tritonserver, real sockets, both protocols: every variant against NumPy, and what it says to
+bad input.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -95,7 +97,9 @@ def test_a_sequence_cut_in_two_with_states_carried_is_the_whole(url, name, cut):
 
 
 def test_concurrent_clients_each_get_their_own_answer(server):
-    """Equal and unequal lengths, both protocols and several models at once, so that batches form."""
+    """Equal and unequal lengths, both protocols and several models at once, so that batches
+    form.
+    """
 
     def one(k):
         spec = VARIANTS[("lstm_random", "bilstm", "tanh_rnn")[k % 3]]
@@ -131,7 +135,11 @@ def filled(*shape, value=0.0, dtype=np.float32):
         ("wrong_rank", {"input": filled(1, 7)}, "input"),
         ("wrong_I", {"input": filled(1, 4, 6)}, "input"),
         ("T_0", {"input": filled(1, 0, 7)}, "T = 0"),
-        ("T_over_the_profile", {"input": filled(1, 65, 7)}, "T = 65 steps, this engine takes 1 to 64"),
+        (
+            "T_over_the_profile",
+            {"input": filled(1, 65, 7)},
+            "T = 65 steps, this engine takes 1 to 64",
+        ),
         ("batch_over_the_maximum", {"input": filled(9, 4, 7)}, "batch-size must be <= 8"),
         ("h_0_of_another_size", {"input": filled(1, 4, 7), "h_0": filled(1, 1, 4)}, "h_0"),
         ("h_0_of_another_batch", {"input": filled(2, 4, 7), "h_0": filled(1, 1, 5)}, "batch size"),
@@ -141,7 +149,7 @@ def filled(*shape, value=0.0, dtype=np.float32):
         ("unknown_input", {"input": filled(1, 4, 7), "hidden": filled(1, 1, 5)}, "hidden"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
-)  # fmt: skip
+)
 def test_bad_input_is_refused_in_words_and_the_server_lives_on(url, name, inputs, words):
     with pytest.raises(InferenceServerException) as caught:
         raw(url, "lstm", inputs)

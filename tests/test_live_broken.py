@@ -1,4 +1,6 @@
-"""A repository with broken models: each says why it is not served, and the whole ones are served beside it."""
+"""A repository with broken models: each says why it is not served, and the whole ones are served
+beside it.
+"""
 
 import json
 import shutil

@@ -13,7 +13,7 @@ TRUTH = np.linspace(-0.9, 0.9, 24).reshape(2, 3, 4)
     ("name", "got"),
     [
         ("all_nan", np.full_like(TRUTH, np.nan)),
-        ("one_nan", np.where(TRUTH == TRUTH[1, 2, 3], np.nan, TRUTH)),
+        ("one_nan", np.where(TRUTH[1, 2, 3] == TRUTH, np.nan, TRUTH)),
         ("all_zero", np.zeros_like(TRUTH)),
         ("off_by_twice_the_tolerance", TRUTH + 2e-5),
         ("infinite", TRUTH + np.inf),

@@ -37,7 +37,7 @@ def seed_spec(cell: str, **fields: str) -> RNNSpec:
 def test_relu_rnn_of_ones_by_hand():
     spec = seed_spec("rnn", activation="relu")
     got = run_reference(spec, load_weights(spec), seed_inputs(4))
-    # Seven inputs of 1, and five units of 1: h_1 = 7 + 5·1 = 12. Then h_2 = 7 + 5·12 = 67, and so on.
+    # Seven inputs of 1 and five units of 1: h_1 = 7 + 5·1 = 12. Then h_2 = 7 + 5·12 = 67.
     h_1 = 7 * 1 + 5 * 1
     h_2 = 7 * 1 + 5 * h_1
     assert (h_1, h_2) == (12, 67)
@@ -130,9 +130,13 @@ def test_cut_in_two(cut, seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_permuting_the_batch_permutes_the_answer(seed):
     spec = RNNSpec(
-        name="rows", cell="rnn", input_size=3, hidden_size=4, direction="bidirectional",
+        name="rows",
+        cell="rnn",
+        input_size=3,
+        hidden_size=4,
+        direction="bidirectional",
         weights=WeightSource(seed=seed),
-    )  # fmt: skip
+    )
     inputs = draw_inputs(spec, 5, 4, seed)
     order = np.random.default_rng(seed).permutation(5)
     straight = run_reference(spec, load_weights(spec), inputs)

@@ -1,4 +1,6 @@
-"""The server model alone, against a double of Triton's pb_utils: batches are formed here as the test wants them."""
+"""The server model alone, against a double of Triton's pb_utils: batches are formed here as the
+test wants them.
+"""
 
 import importlib
 import json

@@ -7,7 +7,8 @@ from looprnn.errors import SpecError
 from looprnn.spec import Profile, Range, RNNSpec, WeightSource, load_spec
 
 GOOD = {
-    "name": "good", "cell": "lstm", "input_size": 3, "hidden_size": 4, "weights": WeightSource(seed=1),
+    "name": "good", "cell": "lstm", "input_size": 3, "hidden_size": 4,
+    "weights": WeightSource(seed=1),
 }  # fmt: skip
 
 
@@ -115,8 +116,8 @@ def test_the_card_gives_the_spec_back():
 def test_every_field_that_changes_an_engine_changes_the_digest():
     spec = RNNSpec(**GOOD)
     changes = [
-        {"cell": "rnn"}, {"input_size": 4}, {"hidden_size": 5}, {"direction": "reverse"}, {"h_0": 1.0},
-        {"c_0": 1.0}, {"profile": Profile(time=Range(1, 2, 3))}, {"name": "other"},
+        {"cell": "rnn"}, {"input_size": 4}, {"hidden_size": 5}, {"direction": "reverse"},
+        {"h_0": 1.0}, {"c_0": 1.0}, {"profile": Profile(time=Range(1, 2, 3))}, {"name": "other"},
         {"cell": "rnn", "activation": "relu"},
     ]  # fmt: skip
     digests = [RNNSpec(**{**GOOD, **change}).digest() for change in changes]

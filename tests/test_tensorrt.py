@@ -1,7 +1,8 @@
 """What TensorRT itself says to our networks, and the session's use of its runtime.
 
-Plans are built for real, by TensorRT-RTX, which needs no GPU. Executing one does: the session is driven here against
-a double of TensorRT's runtime whose memory is the host's, and against real CUDA copies where there is a GPU.
+Plans are built for real, by TensorRT-RTX, which needs no GPU. Executing one does: the session is
+driven here against a double of TensorRT's runtime whose memory is the host's, and against real CUDA
+copies where there is a GPU.
 """
 
 import ctypes
@@ -25,9 +26,12 @@ def test_tensorrt_builds_a_plan(case, tmp_path):
     seen = []
     path = tmp_path / "model.rtx.plan"
     target = engines.get("tensorrt_rtx").build(
-        case.spec, case.weights, path,
-        progress=lambda phase, step, steps: seen.append((step, steps)), workspace=WORKSPACE,
-    )  # fmt: skip
+        case.spec,
+        case.weights,
+        path,
+        progress=lambda phase, step, steps: seen.append((step, steps)),
+        workspace=WORKSPACE,
+    )
     assert path.stat().st_size > sum(a.nbytes for a in case.weights.values())
     assert target["capabilities"] == ["8.0", "8.6", "8.9", "12.0", "12.1"]
     assert seen and all(0 <= step <= steps for step, steps in seen)
@@ -39,9 +43,12 @@ def test_what_tensorrt_refuses_is_an_error_with_its_own_words(tmp_path, monkeypa
     monkeypatch.setattr("looprnn.engines.tensorrt.RTX_CAPABILITIES", ("7.5",))
     with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
         engines.get("tensorrt_rtx").build(
-            CASES[0].spec, CASES[0].weights, tmp_path / "p",
-            progress=lambda *_: None, workspace=WORKSPACE,
-        )  # fmt: skip
+            CASES[0].spec,
+            CASES[0].weights,
+            tmp_path / "p",
+            progress=lambda *_: None,
+            workspace=WORKSPACE,
+        )
     assert not (tmp_path / "p").exists()
 
 
@@ -119,7 +126,7 @@ class Double:
         self.shapes, self.addresses = {}, {}
 
     # trt.Runtime(logger)
-    def Runtime(self, logger):  # noqa: N802
+    def Runtime(self, logger):
         return self
 
     def deserialize_cuda_engine(self, plan):

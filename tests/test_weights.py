@@ -39,11 +39,14 @@ def test_half_precision_files_are_widened(tmp_path, arrays):
     [
         (lambda a: a.pop("bias_hh_l0"), "needs bias_hh_l0"),
         (lambda a: a.update(weight_hr_l0=np.zeros(2, np.float32)), "weight_hr_l0 not used by w"),
-        (lambda a: a.update(weight_ih_l0=a["weight_ih_l0"].T), r"weight_ih_l0 is \[3, 8\], w needs \[8, 3\]"),
+        (
+            lambda a: a.update(weight_ih_l0=a["weight_ih_l0"].T),
+            r"weight_ih_l0 is \[3, 8\], w needs \[8, 3\]",
+        ),
         (lambda a: a.update(bias_ih_l0=np.zeros(8, np.int32)), "bias_ih_l0 is int32"),
         (lambda a: a.update(bias_ih_l0=np.full(8, np.nan, np.float32)), "bias_ih_l0 holds NaN"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_names_the_array_and_the_file(tmp_path, arrays, change, words):
     change(arrays)
     save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, tmp_path / "w.safetensors")
