@@ -88,7 +88,7 @@ class _Evaluation:
             node.scope = self._scope(node)
 
     def _read(self, layer: Any) -> None:
-        kind = self.trt.ILayer.type.__get__(layer).name  # IActivationLayer.type is another thing
+        kind = layer.type.name  # before its class changes: IActivationLayer.type is another thing
         tensors = [layer.get_input(i) for i in range(layer.num_inputs)]
         node = _Node(layer, kind, tensors)
         require(layer.num_outputs or kind == "TRIP_LIMIT", f"{node} is not modelled")

@@ -146,6 +146,14 @@ def test_the_relu_rnn_whose_answer_is_known_by_heart():
     assert n.builds(x=ones)
 
 
+def test_a_layer_that_someone_else_has_open():
+    n = Net()
+    n.output(n.net.add_activation(n.input("x", (3, 5)), RELU).get_output(0))
+    layer = n.net.get_layer(0)
+    layer.__class__ = trt.IActivationLayer  # from here on its type is RELU, not ACTIVATION
+    check(n.run(x=H0)["y"], np.maximum(H0, 0))
+
+
 def test_the_interpreter_shares_nothing_with_the_product():
     allowed = {
         "__future__",

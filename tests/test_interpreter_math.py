@@ -269,13 +269,11 @@ def test_cast_outside_the_integers(value):
         one_layer(lambda n, x: n.net.add_cast(x, INT32), value)
 
 
-def test_half_rounds_each_result_but_accumulates_in_float32():
-    ones = np.ones((1, 4096), np.float16)  # summed in half, this sticks at 2048
-    check(
-        one_layer(lambda n, a, b: n.net.add_matrix_multiply(a, M.NONE, b, M.TRANSPOSE), ones, ones),
-        np.float16([[4096]]),
-        atol=0,
-    )
+def test_half_rounds_each_result_but_not_what_leads_to_it():
+    x = np.linspace(-4, 4, 33, dtype=np.float16)
+    want = np.float16(1 / (1 + np.exp(-x.astype(np.float32))))
+    assert (want != 1 / (1 + np.exp(-x))).any()  # in half all the way, some last bits differ
+    check(one_layer(lambda n, x: n.net.add_activation(x, A.SIGMOID), x), want, atol=0)
     a, b = np.float16([2048]), np.float16([1])
     check(one_layer(lambda n, a, b: n.net.add_elementwise(a, b, E.SUM), a, b), a, atol=0)
 
