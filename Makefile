@@ -29,7 +29,7 @@ torch: .venv/ready
 
 # The cpu profile, for real: build, serve, test, tear down; the exit status is the tests'.
 compose-test:
-	@$(COMPOSE) --profile cpu build && $(COMPOSE) --profile cpu run --rm test-cpu; \
+	@$(COMPOSE) --profile cpu build test-cpu && $(COMPOSE) --profile cpu run --rm test-cpu; \
 	status=$$?; $(COMPOSE) --profile cpu down --volumes; exit $$status
 
 clean:

@@ -183,7 +183,9 @@ def build_all(options: argparse.Namespace, console: Console, specs: list[RNNSpec
 def report(outcomes: list[Outcome], console: Console) -> int:
     """The summary table; the exit status."""
     table = Table(
-        "variant", "engine", "status", "version", "difference", "seconds", box=SIMPLE_HEAD
+        *("variant", "engine", "status", "version", "difference", "seconds"),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     color = {"built": "green", "unchanged": "dim", "failed": "red"}
     for o in outcomes:
