@@ -52,9 +52,6 @@ class OnnxSession:
     def __init__(self, path: Path, spec: RNNSpec) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0"
-        )  # leave cores to the server
         try:
             self._session = ort.InferenceSession(
                 path.read_bytes(), options, providers=["CPUExecutionProvider"]
