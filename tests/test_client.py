@@ -24,7 +24,7 @@ from looprnn_client import (
     list_models,
 )
 from looprnn_client.cli import main
-from looprnn_client.transport import Code, Failure, parse
+from looprnn_client.transport import Code, Failure, connect, parse
 
 B, T, I, H, D = 3, 4, 7, 5, 2  # noqa: E741  no two agree
 STATES = 4  # two layers, two directions
@@ -593,8 +593,9 @@ def test_server_that_never_finishes(scheme, answer):
 
 def assert_times_out(client, seconds):
     start = time.monotonic()
-    with pytest.raises(Timeout, match=f"within {seconds:g} s"):
+    with pytest.raises(Timeout, match=f"within {seconds:g} s") as raised:
         client.infer(X)
+    assert "worker" not in str(raised.value), "the call was abandoned, not ended"
     assert seconds * 0.9 < time.monotonic() - start < seconds + 1.5
 
 
@@ -665,10 +666,8 @@ def index_server(port=0):
 
 
 def test_http_transport_is_shared_by_threads():
-    from looprnn_client._http import HttpTransport
-
     with index_server() as port:
-        transport = HttpTransport(f"127.0.0.1:{port}")
+        transport = connect(f"http://127.0.0.1:{port}")
 
         def call():
             for _ in range(10):
@@ -676,9 +675,14 @@ def test_http_transport_is_shared_by_threads():
 
         in_threads(8, call)
         transport.close()
-        transport.close()
-        with pytest.raises(Failure, match="closed"):
-            transport.index(1)
+
+
+def test_transport_closed_between_two_calls(scheme):
+    transport = connect(f"{scheme}127.0.0.1:1")
+    transport.close()
+    transport.close()
+    with pytest.raises(Failure, match="closed"):
+        transport.index(1)
 
 
 def workers():
