@@ -85,7 +85,7 @@ def main() -> None:
     repository = ROOT / "model_repository"
     spec = load_spec(ROOT / "variants/lstm_random.toml")
     build_variant(spec, buildable()[0], repository, progress=lambda *_: None)
-    inputs = parity.draw_inputs(spec, B, T)
+    inputs = {"input": parity.draw_inputs(spec, B, T)["input"], **spec.initial_states(B)}
     weights = load_weights(spec)
 
     def prove(what: str, got: dict[str, np.ndarray]) -> None:
@@ -108,9 +108,7 @@ def main() -> None:
         for protocol, concurrency in jobs:
             url = f"{protocol}://{getattr(server, protocol)}"
             clients = [Client(url, model=spec.name, timeout_s=30) for _ in range(concurrency)]
-            calls = [
-                lambda c=c: c.infer(inputs["input"], inputs["h_0"], inputs["c_0"]) for c in clients
-            ]
+            calls = [lambda c=c: c.infer(inputs["input"]) for c in clients]
             for call in calls:
                 result = call()
                 prove(protocol, {n: getattr(result, n) for n in spec.output_names})

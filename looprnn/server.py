@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,17 +239,20 @@ def _can_forbid_shm(installed: Installation) -> bool:
 
 
 def _environment(installed: Installation) -> dict[str, str]:
-    """This process's environment, the server's libraries first, and this Python's packages for the
-    stubs.
+    """This process's environment, with the server's libraries and this Python's packages first.
+
+    The embedded stub runs isolated: it ignores PYTHONPATH, and takes the packages of the first python3
+    on PATH. The container's reads PYTHONPATH.
     """
     import looprnn
 
-    def joined(first: list[str], key: str) -> str:
-        return os.pathsep.join([*first, *filter(None, [os.environ.get(key)])])
+    def joined(first: Iterable[str | Path], key: str) -> str:
+        return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get(key)])])
 
-    packages = [str(Path(looprnn.__path__[0]).parent), sysconfig.get_path("purelib")]
+    packages = [Path(looprnn.__path__[0]).parent, sysconfig.get_path("purelib")]
     return {
         **os.environ,
-        "LD_LIBRARY_PATH": joined([str(p) for p in installed.libraries], "LD_LIBRARY_PATH"),
+        "LD_LIBRARY_PATH": joined(installed.libraries, "LD_LIBRARY_PATH"),
+        "PATH": joined([Path(sys.executable).parent], "PATH"),
         "PYTHONPATH": joined(packages, "PYTHONPATH"),
     }

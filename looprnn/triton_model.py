@@ -103,10 +103,12 @@ def decode(request: Any, spec: RNNSpec) -> Arrays:
         raise RequestError(
             f"input has T = {time} steps, this engine takes {limit.min} to {limit.max}"
         )
+    shapes = spec.shapes(batch, time)
     for name, array in given.items():
-        shape = spec.shapes(batch, time)[name]
-        if array.shape != shape:
-            raise RequestError(f"{name} has the shape {list(array.shape)}, wanted {list(shape)}")
+        if array.shape != shapes[name]:
+            raise RequestError(
+                f"{name} has the shape {list(array.shape)}, wanted {list(shapes[name])}"
+            )
         if array.dtype != np.float32:
             raise RequestError(f"{name} is {array.dtype}, wanted float32")
         if not np.isfinite(array).all():
@@ -114,7 +116,7 @@ def decode(request: Any, spec: RNNSpec) -> Arrays:
             raise RequestError(
                 f"{name} holds {array[tuple(where)]} at {where}; only finite numbers are served"
             )
-    return spec.initial_states(batch) | given
+    return given if len(given) == len(spec.input_names) else spec.initial_states(batch) | given
 
 
 def cut(group: list[tuple[int, Arrays]], most: int) -> list[list[tuple[int, Arrays]]]:

@@ -1,5 +1,5 @@
-"""The GPU profile cannot run without a GPU: it is held so like the cpu profile that running that one
-tells.
+"""The GPU profile cannot run without a GPU: it is held so like the cpu profile that running that
+one tells.
 """
 
 import yaml
