@@ -95,7 +95,9 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = []
     jobs = [(protocol, n) for protocol in ("grpc", "http") for n in (1, 8)]
-    with Progress(console=console, transient=True) as bar, Server(repository) as server:
+    # A bar that draws itself in the background would be in every figure.
+    bar = Progress(console=console, transient=True, auto_refresh=False)
+    with bar, Server(repository) as server:
         task = bar.add_task("measuring", total=len(jobs) + 1)
         version = repository / spec.name / str(built_versions(repository / spec.name)[-1])
         cards = Cards.read(version)
@@ -104,7 +106,7 @@ def main() -> None:
             prove(name, session.run(inputs))
             alone = load([lambda: session.run(inputs)], seconds)
         rows.append({"what": f"{name} alone", "concurrency": 1, **alone})
-        bar.advance(task)
+        bar.update(task, advance=1, refresh=True)
         for protocol, concurrency in jobs:
             url = f"{protocol}://{getattr(server, protocol)}"
             clients = [Client(url, model=spec.name, timeout_s=30) for _ in range(concurrency)]
@@ -115,7 +117,7 @@ def main() -> None:
             rows.append({"what": protocol, "concurrency": concurrency, **load(calls, seconds)})
             for client in clients:
                 client.close()
-            bar.advance(task)
+            bar.update(task, advance=1, refresh=True)
 
     here = machine()
     table = Table(

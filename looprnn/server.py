@@ -241,15 +241,15 @@ def _can_forbid_shm(installed: Installation) -> bool:
 def _environment(installed: Installation) -> dict[str, str]:
     """This process's environment, with the server's libraries and this Python's packages first.
 
-    The embedded stub runs isolated: it ignores PYTHONPATH, and takes the packages of the first python3
-    on PATH. The container's reads PYTHONPATH.
+    The embedded stub runs isolated: it ignores PYTHONPATH, and takes the packages of the first
+    python3 on PATH. The container's reads PYTHONPATH.
     """
     import looprnn
 
     def joined(first: Iterable[str | Path], key: str) -> str:
         return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get(key)])])
 
-    packages = [Path(looprnn.__path__[0]).parent, sysconfig.get_path("purelib")]
+    packages: list[str | Path] = [Path(looprnn.__path__[0]).parent, sysconfig.get_path("purelib")]
     return {
         **os.environ,
         "LD_LIBRARY_PATH": joined(installed.libraries, "LD_LIBRARY_PATH"),

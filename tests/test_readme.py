@@ -1,4 +1,4 @@
-"""What the README shows is run: its Python, its commands, its TOML, and the demo's printed table."""
+"""What the README shows is run: its Python, its commands, its TOML and its tables."""
 
 import io
 import os
