@@ -3,6 +3,17 @@ NumPy only.
 """
 
 from looprnn.errors import LoopRNNError
-from looprnn.spec import Profile, Range, RNNSpec, WeightSource, load_spec
+from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, WeightSource
+from looprnn.variants import load_spec
 
-__all__ = ["LoopRNNError", "Profile", "RNNSpec", "Range", "WeightSource", "load_spec"]
+__all__ = [
+    "Activation",
+    "Head",
+    "Layer",
+    "LoopRNNError",
+    "Profile",
+    "RNNSpec",
+    "Range",
+    "WeightSource",
+    "load_spec",
+]

@@ -36,7 +36,7 @@ def differences(spec: RNNSpec, weights: Weights, inputs: Arrays, got: Arrays) ->
     """difference() of each output of the spec; a missing output raises ParityError."""
     if missing := [name for name in spec.output_names if name not in got]:
         raise ParityError(f"{spec.name}: no {', '.join(missing)} in the answer")
-    want = run_reference(spec, weights, inputs)
+    want = reference.run(spec, weights, inputs)
     return {name: difference(got[name], want[name]) for name in spec.output_names}
 
 
@@ -45,21 +45,22 @@ def agrees(worst: float, precision: str = "fp32") -> bool:
     return worst <= TOLERANCE[precision]
 
 
-def run_reference(
-    spec: RNNSpec, weights: Weights, inputs: Arrays
-) -> dict[str, NDArray[np.float64]]:
-    """reference.run for a spec."""
-    return reference.run(spec.cell, spec.directions, weights, inputs, activation=spec.activation)
-
-
-def draw_inputs(
-    spec: RNNSpec, batch: int, time: int, seed: int = 0
-) -> dict[str, NDArray[np.float32]]:
-    """Standard normal input and states of ±0.5: not zero, or the first step would never use R and
-    f.
+def draw_inputs(spec: RNNSpec, batch: int, time: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Every input of the spec. Standard normal input, or ids; states of ±0.5: not zero, or the
+    first step would never use R and f; lengths from 0 to T, one of them T.
     """
     rng = np.random.default_rng(seed)
     size = spec.shapes(batch, time)
-    return {"input": rng.standard_normal(size["input"]).astype(np.float32)} | {
-        name: rng.uniform(-0.5, 0.5, size[name]).astype(np.float32) for name in spec.input_names[1:]
-    }
+    drawn: dict[str, NDArray[Any]] = {}
+    for name in spec.input_names:
+        if name == "lengths":
+            lengths = rng.integers(0, time + 1, batch)
+            lengths[rng.integers(batch)] = time
+            drawn[name] = lengths.astype(np.int32)
+        elif name != "input":
+            drawn[name] = rng.uniform(-0.5, 0.5, size[name]).astype(np.float32)
+        elif spec.vocabulary:
+            drawn[name] = rng.integers(0, spec.vocabulary, size[name]).astype(np.int32)
+        else:
+            drawn[name] = rng.standard_normal(size[name]).astype(np.float32)
+    return drawn

@@ -1,9 +1,15 @@
 """Canonical named arrays ↔ .safetensors; gate orders are converted here and nowhere else.
 
 Names and layout are PyTorch's, so the state_dict of an nn.LSTM, saved as .safetensors, is already
-canonical:
-    weight_ih_l0  [G·H, I]    weight_hh_l0  [G·H, H]    bias_ih_l0, bias_hh_l0  [G·H]
-with the suffix _reverse for the recurrence that runs from the last step to the first.
+canonical. For layer k, with the suffix _reverse for the recurrence that runs from the last step:
+    weight_ih_l{k}    [G·H, I]   not with skip_input
+    weight_hh_l{k}    [G·H, P]
+    bias_ih_l{k}, bias_hh_l{k}   [G·H], both where the layer has a bias
+    weight_hr_l{k}    [P, H]     projection
+    weight_p_l{k}     [3·H]      peepholes, in the order i f o
+    weight_ln_ih_l{k}, weight_ln_hh_l{k}   [4·H]   layer_norm's scale of W·x and of R·h
+    weight_ln_c_l{k}, bias_ln_c_l{k}       [H]     layer_norm's scale and shift of c
+and for the whole: embedding.weight [V, I], head.weight [size, F], head.bias [size].
 """
 
 import hashlib
@@ -15,31 +21,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from looprnn.errors import WeightsError
-from looprnn.spec import RNNSpec
+from looprnn.spec import Layer, RNNSpec
 
 Weights = Mapping[str, NDArray[np.float32]]
-SUFFIX = {"forward": "l0", "reverse": "l0_reverse"}
+
+
+def suffix(k: int, direction: str) -> str:
+    """The end of the names of layer k: "l0", "l0_reverse"."""
+    return f"l{k}_reverse" if direction == "reverse" else f"l{k}"
+
+
+def layer_shapes(layer: Layer, inputs: int) -> dict[str, tuple[int, ...]]:
+    """The arrays of one direction of a layer, without their suffix."""
+    hidden, out = layer.hidden_size, layer.state_size("h")
+    rows = len(layer.gates) * hidden
+    found: dict[str, tuple[int, ...]] = {} if layer.skip_input else {"weight_ih": (rows, inputs)}
+    found["weight_hh"] = (rows, out)
+    if layer.bias:
+        found |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    if layer.proj_size:
+        found["weight_hr"] = (out, hidden)
+    if layer.peepholes:
+        found["weight_p"] = (3 * hidden,)
+    if layer.layer_norm:
+        found |= {"weight_ln_ih": (rows,), "weight_ln_hh": (rows,)}
+        found |= {"weight_ln_c": (hidden,), "bias_ln_c": (hidden,)}
+    return found
 
 
 def shapes(spec: RNNSpec) -> dict[str, tuple[int, ...]]:
     """The name and shape of every array that the spec needs."""
-    rows = len(spec.gates) * spec.hidden_size
-    return {
-        f"{name}_{SUFFIX[direction]}": shape
-        for direction in spec.directions
-        for name, shape in (
-            ("weight_ih", (rows, spec.input_size)),
-            ("weight_hh", (rows, spec.hidden_size)),
-            ("bias_ih", (rows,)),
-            ("bias_hh", (rows,)),
-        )
-    }
+    found: dict[str, tuple[int, ...]] = {}
+    if spec.vocabulary:
+        found["embedding.weight"] = (spec.vocabulary, spec.input_size)
+    for k, layer in enumerate(spec.layers):
+        for direction in layer.directions:
+            for name, shape in layer_shapes(layer, spec.layer_input(k)).items():
+                found[f"{name}_{suffix(k, direction)}"] = shape
+    if spec.head:
+        found["head.weight"] = (spec.head.size, spec.head_input)
+        if spec.head.bias:
+            found["head.bias"] = (spec.head.size,)
+    return found
 
 
 def reorder(array: NDArray[Any], *, src: str, dst: str) -> NDArray[Any]:
-    """Rearrange the gate blocks of [G·H, ...] from the order `src` to the order `dst`: "iofg" to
-    "ifgo".
-    """
+    """Rearrange the gate blocks of [G·H, ...] from the order `src` to `dst`: "iofg" to "ifgo"."""
     if sorted(src) != sorted(dst):
         raise WeightsError(f"cannot reorder gates {src!r} to {dst!r}: not the same gates")
     if array.shape[0] % len(src):
@@ -48,21 +75,28 @@ def reorder(array: NDArray[Any], *, src: str, dst: str) -> NDArray[Any]:
     return np.concatenate([block[gate] for gate in dst])
 
 
+def flip_update_gate(array: NDArray[Any], *, order: str = "rzn") -> NDArray[Any]:
+    """[3·H, ...] of a GRU with h = z·n + (1 - z)·h → ours, h = (1 - z)·n + z·h: since 1 - σ(x) =
+    σ(-x), z's block changes its sign. Only for a sigmoid update gate.
+    """
+    block = dict(zip(order, np.split(array, 3), strict=True))
+    return np.concatenate([-block[gate] if gate == "z" else block[gate] for gate in order])
+
+
 def load_weights(spec: RNNSpec) -> Weights:
     """The arrays of a spec, float32 and C-contiguous. Raises WeightsError naming the array."""
     source = spec.weights
     if source.file is not None:
         return check(spec, _read(source.file), str(source.file))
     if source.seed is not None:
-        bound = spec.hidden_size**-0.5
+        bound = min(layer.hidden_size for layer in spec.layers) ** -0.5
         rng = np.random.Generator(np.random.PCG64(source.seed))
         return {
             name: rng.uniform(-bound, bound, shape).astype(np.float32)
             for name, shape in shapes(spec).items()
         }
-    value = {"weight": source.constant, "bias": source.bias}
     return {
-        name: np.full(shape, value[name.split("_")[0]], np.float32)
+        name: np.full(shape, source.bias if "bias" in name else source.constant, np.float32)
         for name, shape in shapes(spec).items()
     }
 
@@ -75,8 +109,8 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 def check(spec: RNNSpec, arrays: Mapping[str, NDArray[Any]], origin: str) -> Weights:
-    """The arrays, if they are exactly those the spec needs: nothing missing, left over, misshapen
-    or not finite.
+    """The arrays, if they are exactly those the spec needs: none missing, left over, misshapen or
+    not finite.
     """
     wanted = shapes(spec)
     if missing := [name for name in wanted if name not in arrays]:
@@ -84,9 +118,7 @@ def check(spec: RNNSpec, arrays: Mapping[str, NDArray[Any]], origin: str) -> Wei
             f"{origin}: {spec.name} needs {', '.join(missing)}; found {', '.join(arrays) or 'none'}"
         )
     if extra := [name for name in arrays if name not in wanted]:
-        raise WeightsError(
-            f"{origin}: {', '.join(extra)} not used by {spec.name} ({spec.direction} {spec.cell})"
-        )
+        raise WeightsError(f"{origin}: {', '.join(extra)} not used by {spec.name}")
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
             raise WeightsError(
