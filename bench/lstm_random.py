@@ -29,7 +29,7 @@ from looprnn.build import build_variant, buildable
 from looprnn.card import Cards
 from looprnn.repository import built_versions
 from looprnn.server import Server
-from looprnn.spec import load_spec
+from looprnn.variants import load_spec
 from looprnn.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +85,7 @@ def main() -> None:
     repository = ROOT / "model_repository"
     spec = load_spec(ROOT / "variants/lstm_random.toml")
     build_variant(spec, buildable()[0], repository, progress=lambda *_: None)
-    inputs = {"input": parity.draw_inputs(spec, B, T)["input"], **spec.initial_states(B)}
+    inputs = {"input": parity.draw_inputs(spec, B, T)["input"], **spec.defaults(B, T)}
     weights = load_weights(spec)
 
     def prove(what: str, got: dict[str, np.ndarray]) -> None:

@@ -201,7 +201,7 @@ def _build_engine(
         if engine.cannot_run(card):
             return card
         progress("comparing with the reference", 0, 1)
-        found = prove(engine, path, spec, arrays)
+        found = prove(engine, path, spec, arrays, card.precision)
         progress("comparing with the reference", 1, 1)
         return dataclasses.replace(card, difference=found)
     except LoopRNNError:
@@ -209,7 +209,9 @@ def _build_engine(
         raise
 
 
-def prove(engine: Engine, path: Path, spec: RNNSpec, arrays: Weights) -> dict[str, float]:
+def prove(
+    engine: Engine, path: Path, spec: RNNSpec, arrays: Weights, precision: str
+) -> dict[str, float]:
     """The largest difference of each output from the reference, over small, typical and odd sizes.
 
     Raises ParityError, naming the case, if one is over the tolerance.
@@ -226,11 +228,11 @@ def prove(engine: Engine, path: Path, spec: RNNSpec, arrays: Weights) -> dict[st
             inputs = parity.draw_inputs(spec, rows, length, seed)
             found = parity.differences(spec, arrays, inputs, session.run(inputs))
             for name, value in found.items():
-                if not parity.agrees(value):
+                if not parity.agrees(value, precision):
                     raise ParityError(
                         f"{spec.name}: {engine.name} differs from the reference by {value:.2g} "
                         f"in {name} (B={rows}, T={length}); at most "
-                        f"{parity.TOLERANCE['fp32']:g} is allowed. Not kept."
+                        f"{parity.TOLERANCE[precision]:g} is allowed. Not kept."
                     )
                 worst[name] = max(worst[name], value)
     return worst

@@ -25,8 +25,10 @@ class EngineCard:
                          what it was built from; equal digests and libraries mean it need not be
                          rebuilt
     libraries            name → version of what built it
-    gpu, capabilities    the GPU it was built on and the compute capabilities it is for; None and []
-    for a CPU built                date, UTC
+    precision            what it computes in: the spec's for TensorRT, always fp32 on the CPU
+    made_of              what the recurrences became: "Loop", or ONNX operators such as "LSTM +
+    Scan" gpu, capabilities    the GPU it was built on and the compute capabilities it is for; None
+    and [] for a CPU built                date, UTC
     difference           output → largest difference from the reference (parity.difference), or None
     where
                          the building host cannot run the engine
@@ -38,6 +40,8 @@ class EngineCard:
     spec_digest: str
     weights_digest: str
     libraries: dict[str, str]
+    precision: str
+    made_of: str
     gpu: str | None
     capabilities: list[str]
     built: str

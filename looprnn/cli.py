@@ -22,7 +22,8 @@ from looprnn.build import WORKSPACE, Outcome, build_variant, buildable
 from looprnn.engines import ENGINES
 from looprnn.errors import LoopRNNError, ServerError, SpecError
 from looprnn.server import Server
-from looprnn.spec import RNNSpec, load_spec
+from looprnn.spec import RNNSpec
+from looprnn.variants import load_spec
 
 MIB = 1 << 20
 

@@ -1,13 +1,14 @@
 """The only door to CUDA: check(), the GPU, Stream, device and pinned buffers."""
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from cuda.bindings import runtime as cudart
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from looprnn.errors import CudaError
 
@@ -89,15 +90,16 @@ class PinnedBuffer:
     def __exit__(self, *_: object) -> None:
         check(cudart.cudaFreeHost(self.address))
 
-    def view(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The first bytes as a float32 array; valid while the buffer is open."""
-        count = int(np.prod(shape))
-        if count * 4 > self.size:
+    def view(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The first bytes as an array; valid while the buffer is open."""
+        kind = np.dtype(dtype)
+        size = math.prod(shape) * kind.itemsize
+        if size > self.size:
             raise CudaError(
-                f"{list(shape)} float32 needs {count * 4} bytes, the buffer holds {self.size}"
+                f"{list(shape)} {kind} needs {size} bytes, the buffer holds {self.size}"
             )
-        memory = (ctypes.c_float * count).from_address(self.address)
-        return np.ctypeslib.as_array(memory).reshape(shape)
+        memory = (ctypes.c_byte * size).from_address(self.address)
+        return np.frombuffer(memory, kind).reshape(shape)
 
 
 def copy_in(device: DeviceBuffer, host: PinnedBuffer, size: int, stream: Stream) -> None:

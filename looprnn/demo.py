@@ -47,7 +47,7 @@ def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Co
         engine = engines.choose(Cards.read(folder / str(built_versions(folder)[-1])), "auto")
         x = demo_input(spec)
         arrays = weights.load_weights(spec)
-        inputs = {"input": x, **spec.initial_states(len(x))}
+        inputs = {**spec.defaults(*x.shape[:2]), "input": x}
         for url in (f"grpc://{server.grpc}", f"http://{server.http}"):
             with Client(url, model=spec.name, timeout_s=10) as client:
                 answer, median = timed(client, x)

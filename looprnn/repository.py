@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from looprnn.card import CARDS
 from looprnn.spec import RNNSpec
@@ -31,40 +32,35 @@ def render_config(spec: RNNSpec) -> str:
     from tritonclient.grpc import model_config_pb2 as pb
 
     batch, time = spec.profile.batch, spec.profile.time
-    sizes = {name: shape[1:] for name, shape in spec.shapes(1, 1).items()}
-    any_time = {name: (-1, sizes[name][1]) for name in ("input", "output")}
-    fp32 = pb.DataType.TYPE_FP32
+    kinds = {"float32": pb.DataType.TYPE_FP32, "int32": pb.DataType.TYPE_INT32}
+
+    def described(name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "data_type": kinds[spec.dtype(name).__name__],
+            "dims": dims(spec, name),
+        }
+
+    parameters = {"engine": "auto", "time_max": str(time.max)}
+    if spec.vocabulary:
+        parameters["vocabulary"] = str(spec.vocabulary)
     config = pb.ModelConfig(
         name=spec.name,
         backend="python",
         max_batch_size=batch.max,
-        input=[
-            pb.ModelInput(
-                name=name,
-                data_type=fp32,
-                dims=any_time.get(name, sizes[name]),
-                optional=name != "input",
-            )
-            for name in spec.input_names
-        ],
-        output=[
-            pb.ModelOutput(name=name, data_type=fp32, dims=any_time.get(name, sizes[name]))
-            for name in spec.output_names
-        ],
+        input=[pb.ModelInput(**described(n), optional=n != "input") for n in spec.input_names],
+        output=[pb.ModelOutput(**described(n)) for n in spec.output_names],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)],
         dynamic_batching=pb.ModelDynamicBatching(),
-        parameters={
-            "engine": pb.ModelParameter(string_value="auto"),
-            "time_max": pb.ModelParameter(string_value=str(time.max)),
-        },
+        parameters={key: pb.ModelParameter(string_value=v) for key, v in parameters.items()},
         model_warmup=[
             pb.ModelWarmup(
                 name="typical",
                 batch_size=batch.opt,
                 inputs={
                     "input": pb.ModelWarmup.Input(
-                        data_type=fp32,
-                        dims=(time.opt, spec.input_size),
+                        data_type=described("input")["data_type"],
+                        dims=spec.shapes(1, time.opt)["input"][1:],
                         zero_data=True,  # random_data is random bytes, NaN among them
                     )
                 },
@@ -72,6 +68,12 @@ def render_config(spec: RNNSpec) -> str:
         ],
     )
     return str(text_format.MessageToString(config))
+
+
+def dims(spec: RNNSpec, name: str) -> tuple[int, ...]:
+    """Triton's dims of an input or output: without B, and -1 for T. One number a row is [1]."""
+    one, two = spec.shapes(1, 1)[name][1:], spec.shapes(1, 2)[name][1:]
+    return tuple(a if a == b else -1 for a, b in zip(one, two, strict=True)) or (1,)
 
 
 def write_config(repository: Path, spec: RNNSpec) -> None:

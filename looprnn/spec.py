@@ -42,7 +42,7 @@ ACTIVATIONS: Final[dict[str, tuple[float, float] | None]] = {
     "scaled_tanh": None,
     "affine": None,
 }
-# The activations of each cell by role: the gates' f, the candidate's g, and the LSTM's h on the cell state.
+# The activations of each cell by role: the gates' f, the candidate's g, the LSTM's h on its c.
 ROLES: Final = {"rnn": ("tanh",), "gru": ("sigmoid", "tanh"), "lstm": ("sigmoid", "tanh", "tanh")}
 
 
@@ -150,7 +150,8 @@ class Activation:
             value = getattr(self, name)
             if value is None and default is None:
                 raise SpecError(
-                    f"{self.kind} needs alpha and beta: {{ kind = {self.kind!r}, alpha = …, beta = … }}"
+                    f"{self.kind} needs alpha and beta: "
+                    f"{{ kind = {self.kind!r}, alpha = …, beta = … }}"
                 )
             if value is None and default is not None:
                 object.__setattr__(self, name, default[k])
@@ -233,7 +234,8 @@ class Layer:
             _whole("proj_size", self.proj_size)
             if self.proj_size >= self.hidden_size:
                 raise SpecError(
-                    f"proj_size must be below hidden_size, got {self.proj_size} and {self.hidden_size}"
+                    "proj_size must be below hidden_size, "
+                    f"got {self.proj_size} and {self.hidden_size}"
                 )
         if self.layer_norm and self.skip_input:
             raise SpecError("layer_norm normalizes W·x; with skip_input there is no W")
@@ -346,15 +348,18 @@ class RNNSpec:
             into = self.layer_input(k)
             if layer.skip_input and into != layer.hidden_size:
                 raise SpecError(
-                    f"layer {k}: skip_input needs input and hidden size equal, got {into} and {layer.hidden_size}"
+                    f"layer {k}: skip_input needs input and hidden size equal, "
+                    f"got {into} and {layer.hidden_size}"
                 )
             if layer.residual and into != layer.output_size:
                 raise SpecError(
-                    f"layer {k}: residual needs input and output size equal, got {into} and {layer.output_size}"
+                    f"layer {k}: residual needs input and output size equal, "
+                    f"got {into} and {layer.output_size}"
                 )
             if layer.merge == "none" and (k + 1 < len(self.layers) or layer.residual):
                 raise SpecError(
-                    f"layer {k}: merge = 'none' gives two outputs, so it is for the last layer, without residual"
+                    f"layer {k}: merge = 'none' gives two outputs, "
+                    "so it is for the last layer, without residual"
                 )
             if layer.residual and self.padding == "repeat":
                 raise SpecError(f"layer {k}: residual and padding = 'repeat' do not go together")

@@ -19,7 +19,7 @@ from looprnn.card import Cards
 from looprnn.errors import RequestError
 from looprnn.spec import RNNSpec
 
-Arrays = dict[str, NDArray[np.float32]]
+Arrays = dict[str, NDArray[Any]]
 
 
 class TritonPythonModel:
@@ -93,30 +93,43 @@ def decode(request: Any, spec: RNNSpec) -> Arrays:
             given[name] = tensor.as_numpy()
     if "input" not in given:
         raise RequestError("input is missing")
-    if given["input"].ndim != 3:
-        raise RequestError(
-            f"input has the shape {list(given['input'].shape)}, wanted [B, T, {spec.input_size}]"
-        )
-    batch, time, _ = given["input"].shape
-    limit = spec.profile.time
-    if not limit.min <= time <= limit.max:
-        raise RequestError(
-            f"input has T = {time} steps, this engine takes {limit.min} to {limit.max}"
-        )
+    batch, time = size(given["input"], spec)
+    if "lengths" in given and given["lengths"].shape == (batch, 1):
+        given["lengths"] = given["lengths"][:, 0]  # Triton's dims cannot be empty
     shapes = spec.shapes(batch, time)
     for name, array in given.items():
         if array.shape != shapes[name]:
             raise RequestError(
                 f"{name} has the shape {list(array.shape)}, wanted {list(shapes[name])}"
             )
-        if array.dtype != np.float32:
-            raise RequestError(f"{name} is {array.dtype}, wanted float32")
-        if not np.isfinite(array).all():
-            where = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise RequestError(
-                f"{name} holds {array[tuple(where)]} at {where}; only finite numbers are served"
-            )
-    return given if len(given) == len(spec.input_names) else spec.initial_states(batch) | given
+        if array.dtype != spec.dtype(name):
+            raise RequestError(f"{name} is {array.dtype}, wanted {spec.dtype(name).__name__}")
+        check_values(name, array, time if name == "lengths" else (spec.vocabulary or 0) - 1)
+    return given if len(given) == len(spec.input_names) else spec.defaults(batch, time) | given
+
+
+def size(x: NDArray[Any], spec: RNNSpec) -> tuple[int, int]:
+    """B and T of the input. Raises RequestError if it has none, or T is outside the profile."""
+    rank = len(spec.shapes(1, 1)["input"])
+    if x.ndim != rank:
+        wanted = "[B, T]" if rank == 2 else f"[B, T, {spec.input_size}]"
+        raise RequestError(f"input has the shape {list(x.shape)}, wanted {wanted}")
+    limit = spec.profile.time
+    if not limit.min <= x.shape[1] <= limit.max:
+        raise RequestError(
+            f"input has T = {x.shape[1]} steps, this engine takes {limit.min} to {limit.max}"
+        )
+    return x.shape[0], x.shape[1]
+
+
+def check_values(name: str, array: NDArray[Any], most: int) -> None:
+    """Floats are finite; integers are 0..most. Raises RequestError with the first that is not."""
+    whole = array.dtype == np.int32
+    good = (array >= 0) & (array <= most) if whole else np.isfinite(array)
+    if not good.all():
+        where = np.argwhere(~good)[0].tolist()
+        wanted = f"wanted 0 to {most}" if whole else "only finite numbers are served"
+        raise RequestError(f"{name} holds {array[tuple(where)]} at {where}; {wanted}")
 
 
 def cut(group: list[tuple[int, Arrays]], most: int) -> list[list[tuple[int, Arrays]]]:

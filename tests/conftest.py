@@ -8,7 +8,7 @@ import pytest
 
 from looprnn.build import build_variant, buildable
 from looprnn.server import Server
-from looprnn.spec import load_spec
+from looprnn.variants import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {path.stem: load_spec(path) for path in sorted((ROOT / "variants").glob("*.toml"))}

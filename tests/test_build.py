@@ -14,13 +14,12 @@ from looprnn.card import Cards
 from looprnn.cli import main
 from looprnn.engines.onnxruntime import OnnxRuntime, OnnxSession
 from looprnn.errors import EngineError, EngineMismatch, EngineMissing, ParityError
-from looprnn.spec import Profile, Range, RNNSpec, WeightSource
+from looprnn.spec import Layer, Profile, Range, RNNSpec, WeightSource
 
 SPEC = RNNSpec(
     name="small",
-    cell="lstm",
     input_size=3,
-    hidden_size=4,
+    layers=(Layer(cell="lstm", hidden_size=4),),
     weights=WeightSource(seed=1),
     profile=Profile(batch=Range(1, 2, 4), time=Range(1, 3, 8)),
 )
@@ -58,7 +57,7 @@ def test_an_unchanged_variant_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"hidden_size": 5},
+        {"layers": (Layer(cell="lstm", hidden_size=5),)},
         {"weights": WeightSource(seed=2)},
         {"h_0": 1.0},
         {"profile": Profile(batch=Range(1, 2, 5))},
@@ -190,7 +189,7 @@ def test_an_engine_that_differs_from_the_reference_is_not_kept(tmp_path, monkeyp
         path = tmp_path / "model.onnx"
         weights = build.weights.load_weights(SPEC)
         OnnxRuntime().build(SPEC, weights, path, progress=lambda *_: None, workspace=0)
-        build.prove(OnnxRuntime(), path, SPEC, weights)
+        build.prove(OnnxRuntime(), path, SPEC, weights, "fp32")
 
 
 def test_a_card_that_does_not_match_its_file_says_so(tmp_path):

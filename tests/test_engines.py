@@ -1,13 +1,21 @@
 """One body over every engine. A skip names a missing capability; a failure is never skipped."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from cases import CASES, WEIGHT_MUTANTS, worst
+from drawn import specs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from looprnn import engines, parity
 from looprnn.card import EngineCard
+from looprnn.engines.onnx_model import how
 from looprnn.engines.tensorrt import no_gpu
 from looprnn.errors import EngineError, EngineMissing
+from looprnn.weights import load_weights
 
 NEEDS_GPU = pytest.mark.skipif(no_gpu() is not None, reason="needs an NVIDIA GPU")
 
@@ -36,6 +44,26 @@ def test_parity(run, case):
     got = run(case, case.weights)
     assert {a.dtype for a in got.values()} == {np.dtype(np.float32)}
     assert parity.agrees(worst(case, got))
+
+
+@settings(deadline=None, max_examples=60)
+@given(spec=specs(), batch=st.integers(1, 5), time=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_any_spec_on_the_cpu(spec, batch, time, seed):
+    weights, inputs = load_weights(spec), parity.draw_inputs(spec, batch, time, seed)
+    with TemporaryDirectory() as folder:
+        engine, path = engines.get("onnxruntime"), Path(folder) / "model.onnx"
+        engine.build(spec, weights, path, progress=lambda *_: None, workspace=0)
+        with engine.session(path, spec) as session:
+            found = parity.differences(spec, weights, inputs, session.run(inputs))
+    assert all(parity.agrees(value) for value in found.values()), found
+
+
+def test_the_card_names_what_onnx_could_not_express():
+    made_of = {c.name: how(c.spec) for c in CASES}
+    assert made_of["no_axis_equals_another"] == "LSTM"
+    assert made_of["gru_reset_before"] == "GRU"
+    assert made_of["projection"] == made_of["layer_norm"] == made_of["clipped_cell"] == "Scan"
+    assert made_of["layers_of_other_sizes_and_cells"] == "GRU + LSTM + RNN"
 
 
 @pytest.mark.parametrize("mutant", WEIGHT_MUTANTS, ids=lambda m: m.__name__)
@@ -70,7 +98,8 @@ def card(**changes):
         "engine": "tensorrt", "file": "model.plan", "sha256": "", "spec_digest": "",
         "weights_digest": "",
         "libraries": {"tensorrt": "11.4.0.106"}, "gpu": "NVIDIA A10", "capabilities": ["8.6"],
-        "built": "", "difference": None,
+        "built": "", "difference": None, "precision": "fp32",
+        "made_of": "Loop",
     }  # fmt: skip
     return EngineCard(**{**fields, **changes})
 

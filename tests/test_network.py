@@ -4,6 +4,7 @@ No machine of the project can execute a plan, so this is where wiring is proved;
 checks shapes, types and loop rules in test_tensorrt.py.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,12 @@ import pytest
 import tensorrt_rtx as trt
 from cases import CASES, WEIGHT_MUTANTS, worst
 from conftest import VARIANTS
+from drawn import specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import run
 
 from looprnn import network, parity
-from looprnn.spec import RNNSpec, WeightSource
 from looprnn.weights import load_weights
 
 LOGGER = trt.Logger(trt.Logger.ERROR)
@@ -42,6 +43,20 @@ def test_parity(case):
     assert parity.agrees(worst(case, interpret(case)))
 
 
+PRECISIONS = [p for p in parity.TOLERANCE if p != "fp32"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_parity_in_lower_precision(case, precision):
+    spec = replace(case.spec, precision=precision)
+    made, kept = define(spec, case.weights)
+    found = parity.differences(spec, case.weights, case.inputs, run(trt, made, case.inputs))
+    del kept
+    assert all(parity.agrees(value, precision) for value in found.values()), found
+    assert max(found.values()) > parity.TOLERANCE["fp32"] / 100, "it was not computed in half"
+
+
 @pytest.mark.parametrize("time", ["one", "typical", "longer than the optimum"])
 def test_every_variant(variant, time):
     steps = {"one": 1, "typical": variant.profile.time.opt}.get(time, variant.profile.time.opt + 3)
@@ -60,27 +75,14 @@ def test_the_seeds_numbers():
     ):
         spec = VARIANTS[name]
         made, kept = define(spec, load_weights(spec))
-        got = run(trt, made, {"input": np.ones((3, 4, 7), np.float32), **spec.initial_states(3)})
+        got = run(trt, made, {"input": np.ones((3, 4, 7), np.float32), **spec.defaults(3, 4)})
         del kept
         want = np.broadcast_to(np.array(printed, np.float32)[:, np.newaxis], (3, 4, 5))
         np.testing.assert_allclose(got["output"], want, rtol=0, atol=2e-7)
 
 
-specs = st.builds(
-    lambda cell, activation, **sizes: RNNSpec(
-        name="drawn", cell=cell, activation="tanh" if cell == "lstm" else activation, **sizes
-    ),
-    cell=st.sampled_from(["rnn", "lstm"]),
-    activation=st.sampled_from(["tanh", "relu"]),
-    direction=st.sampled_from(["forward", "reverse", "bidirectional"]),
-    input_size=st.integers(1, 9),
-    hidden_size=st.integers(1, 9),
-    weights=st.builds(WeightSource, seed=st.integers(0, 2**32 - 1)),
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(spec=specs, batch=st.integers(1, 5), time=st.integers(1, 40), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=80)
+@given(spec=specs(), batch=st.integers(1, 5), time=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_any_spec(spec, batch, time, seed):
     weights = load_weights(spec)
     inputs = parity.draw_inputs(spec, batch, time, seed)
@@ -101,24 +103,46 @@ def test_some_case_notices_wrong_weights(mutant):
 
 
 def forget_c(monkeypatch):
-    right = network.lstm_step
-
-    def wrong(net, where, rec, gates):
-        return {**right(net, where, rec, gates), "c": rec.states["c"].get_output(0)}
-
-    monkeypatch.setattr(network, "lstm_step", wrong)
-    return trt
+    return wrong_step(monkeypatch, lambda rec, before, new: {**new, "c": before["c"]}, "lstm")
 
 
 def forget_h(monkeypatch):
-    right = network.rnn_step
+    return wrong_step(monkeypatch, lambda rec, before, new: {**new, "h": before["h"]}, "rnn")
 
-    def wrong(net, where, rec, activation):
-        return {"h": net.activation(f"{where}/h", activation, rec.xw)}
 
-    monkeypatch.setattr(network, "rnn_step", wrong)
-    assert right is not wrong
+def wrong_step(monkeypatch, wrong, cell):
+    right = network.step
+
+    def step(net, rec, xw, before):
+        new = right(net, rec, xw, before)
+        return wrong(rec, before, new) if rec.layer.cell == cell else new
+
+    monkeypatch.setattr(network, "step", step)
     return trt
+
+
+def states_run_on_past_the_length(monkeypatch):
+    right = network.Net.select
+
+    def wrong(net, name, condition, yes, no):
+        return yes if name.endswith("_kept") else right(net, name, condition, yes, no)
+
+    monkeypatch.setattr(network.Net, "select", wrong)
+    return trt
+
+
+def output_not_blanked_past_the_length(monkeypatch):
+    right = network.Net.select
+
+    def wrong(net, name, condition, yes, no):
+        return yes if name in ("y", "valid") else right(net, name, condition, yes, no)
+
+    monkeypatch.setattr(network.Net, "select", wrong)
+    return trt
+
+
+def mask_not_reversed(monkeypatch):
+    return iterators(monkeypatch, lambda tensor, reverse: reverse and tensor.dtype != trt.bool)
 
 
 class Altered:
@@ -150,30 +174,41 @@ def output_wrongly_reversed(monkeypatch):
 
 
 def iterator_not_reversed(monkeypatch):
-    right = network.enter
+    return iterators(monkeypatch, lambda tensor, reverse: reverse and tensor.dtype == trt.bool)
 
-    def wrong(net, loop, *rest):
-        class Forward:
+
+def iterators(monkeypatch, reversed_):
+    right = network._direction
+
+    def wrong(net, time, loop, *rest):
+        class Loop:
             def __getattr__(self, name):
                 return getattr(loop, name)
 
             def add_iterator(self, tensor, axis, reverse):
-                return loop.add_iterator(tensor, axis, False)
+                return loop.add_iterator(tensor, axis, reversed_(tensor, reverse))
 
-        return right(net, Forward(), *rest)
+        return right(net, time, Loop(), *rest)
 
-    monkeypatch.setattr(network, "enter", wrong)
+    monkeypatch.setattr(network, "_direction", wrong)
     return trt
 
 
 def max_for_sum(monkeypatch):
     op = trt.ElementWiseOperation
-    return Altered(ElementWiseOperation=SimpleNamespace(SUM=op.MAX, PROD=op.PROD))
+    return Altered(
+        ElementWiseOperation=SimpleNamespace(
+            SUM=op.MAX, **{n: getattr(op, n) for n in ("PROD", "SUB", "DIV", "MIN", "MAX", "LESS")}
+        )
+    )
 
 
 WIRING_MUTANTS = [
     forget_c,
     forget_h,
+    states_run_on_past_the_length,
+    output_not_blanked_past_the_length,
+    mask_not_reversed,
     output_not_reversed,
     output_wrongly_reversed,
     iterator_not_reversed,
@@ -197,19 +232,21 @@ def test_every_layer_has_a_speaking_name(variant):
     names = [layer.name for layer in layers_of(made)]
     assert len(names) == len(set(names))
     assert not [name for name in names if name.startswith("(Unnamed")]
-    assert "time_loop/steps" in names
-    for direction in variant.directions:
-        assert {f"{direction}/{what}" for what in ("W", "R", "b", "h_r", "output")} <= set(names)
+    for k, layer in enumerate(variant.layers):
+        assert f"l{k}/loop/steps" in names
+        for direction in layer.directions:
+            for what in ("x_w_weight", "h_r_weight", "b", "h_r", "output"):
+                assert f"l{k}/{direction}/{what}" in names
 
 
 def test_the_projection_is_outside_and_one_matmul_is_inside(variant):
     made, _ = define(variant, load_weights(variant))
     matmuls = [x.name for x in layers_of(made) if x.type == trt.LayerType.MATRIX_MULTIPLY]
-    assert sorted(matmuls) == sorted(
-        f"{direction}/{what}" for direction in variant.directions for what in ("x_w", "h_r")
-    )
+    every = [f"l{k}/{d}" for k, layer in enumerate(variant.layers) for d in layer.directions]
+    heads = ["head/y_w"] if variant.head else []
+    assert sorted(matmuls) == sorted([*heads, *(f"{w}/{m}" for w in every for m in ("x_w", "h_r"))])
     iterated = [x.get_input(0).name for x in layers_of(made) if x.type == trt.LayerType.ITERATOR]
-    assert iterated == [f"{direction}/x_w_b:0" for direction in variant.directions]
+    assert [n for n in iterated if "valid" not in n] == [f"{where}/x_w_b:0" for where in every]
 
 
 def test_batch_and_time_are_dynamic(variant):
@@ -217,7 +254,10 @@ def test_batch_and_time_are_dynamic(variant):
     shapes = {
         made.get_input(i).name: tuple(made.get_input(i).shape) for i in range(made.num_inputs)
     }
-    states = {name: (-1, *variant.shapes(1, 1)[name][1:]) for name in variant.input_names[1:]}
-    assert shapes == {"input": (-1, -1, variant.input_size), **states}
+    one, two = variant.shapes(1, 1), variant.shapes(2, 2)
+    assert shapes == {
+        name: tuple(a if a == b else -1 for a, b in zip(one[name], two[name], strict=True))
+        for name in variant.input_names
+    }
     outputs = [made.get_output(i).name for i in range(made.num_outputs)]
     assert tuple(outputs) == variant.output_names

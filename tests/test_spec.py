@@ -1,15 +1,20 @@
 """A spec that exists is valid; a TOML mistake is answered with how to write it."""
 
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 from conftest import ROOT, VARIANTS
+from drawn import specs
+from hypothesis import given
 
 from looprnn.errors import SpecError
-from looprnn.spec import Profile, Range, RNNSpec, WeightSource, load_spec
+from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, WeightSource
+from looprnn.variants import dump_spec, load_spec
 
-GOOD = {
-    "name": "good", "cell": "lstm", "input_size": 3, "hidden_size": 4,
-    "weights": WeightSource(seed=1),
-}  # fmt: skip
+GOOD = {"name": "good", "input_size": 3, "weights": WeightSource(seed=1)}
+LSTM = {"cell": "lstm", "hidden_size": 4}
 
 
 @pytest.mark.parametrize(
@@ -18,20 +23,63 @@ GOOD = {
         ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, got 0"),
         ({"hidden_size": 2.0}, "got 2.0"),
         ({"hidden_size": True}, "got True"),
-        ({"input_size": -1}, "got -1"),
         ({"cell": "lsmt"}, "Did you mean 'lstm'"),
         ({"direction": "backward"}, "forward, reverse, bidirectional"),
-        ({"cell": "rnn", "activation": "rleu"}, "Did you mean 'relu'"),
-        ({"activation": "relu"}, "an lstm has the activation tanh"),
-        ({"cell": "rnn", "c_0": 1.0}, "an rnn has no c_0"),
-        ({"h_0": float("nan")}, "finite"),
-        ({"name": "../etc"}, "letters, digits"),
-        ({"name": ""}, "letters, digits"),
+        ({"activations": (Activation("tanh"),)}, "lstm has 3 (usually sigmoid, tanh, tanh), got 1"),
+        ({"merge": "sum"}, "merge = 'sum' is for bidirectional layers, this is forward"),
+        ({"cell": "gru", "peepholes": True}, "peepholes is the lstm's, this is gru"),
+        ({"reset": "before"}, "reset is the gru's, this is lstm"),
+        ({"proj_size": 4}, "proj_size must be below hidden_size, got 4 and 4"),
+        ({"clip": 0.0}, "clip must be a number above 0, got 0.0"),
+        ({"layer_norm": True, "skip_input": True}, "there is no W"),
     ],
 )
-def test_a_bad_value_is_refused_with_the_value(change, words):
-    with pytest.raises(SpecError, match=words.replace(".", r"\.")):
-        RNNSpec(**{**GOOD, **change})
+def test_a_bad_layer_is_refused_with_the_value(change, words):
+    with pytest.raises(SpecError, match=re.escape(words)):
+        Layer(**{**LSTM, **change})
+
+
+def stack(*layers, **options):
+    return RNNSpec(**{**GOOD, "layers": tuple(Layer(**x) for x in layers), **options})
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: stack(LSTM, input_size=-1),
+            "input_size must be a whole number of at least 1, got -1",
+        ),
+        (lambda: stack(), "at least one layer"),
+        (
+            lambda: stack({"cell": "rnn", "hidden_size": 2}, c_0=1.0),
+            "only an lstm has c_0, got 1.0",
+        ),
+        (lambda: stack(LSTM, h_0=float("nan")), "h_0 must be a finite number, got nan"),
+        (lambda: stack(LSTM, name="../etc"), "letters, digits"),
+        (lambda: stack(LSTM, name=""), "letters, digits"),
+        (lambda: stack(LSTM, precision="fp8"), "precision must be one of fp32, fp16"),
+        (lambda: stack(LSTM, padding="repeat"), "set lengths = true"),
+        (
+            lambda: stack({**LSTM, "skip_input": True}),
+            "layer 0: skip_input needs input and hidden size equal, got 3 and 4",
+        ),
+        (
+            lambda: stack(LSTM, {**LSTM, "hidden_size": 5, "residual": True}),
+            "layer 1: residual needs input and output size equal, got 4 and 5",
+        ),
+        (
+            lambda: stack({**LSTM, "direction": "bidirectional", "merge": "none"}, LSTM),
+            "layer 0: merge = 'none' gives two outputs",
+        ),
+        (lambda: Activation("swish"), "activation must be one of tanh"),
+        (lambda: Activation("affine"), "affine needs alpha and beta"),
+        (lambda: Head(size=0), "head.size must be a whole number"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_value(build, words):
+    with pytest.raises(SpecError, match=re.escape(words)):
+        build()
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (3, 2, 4), (1, 5, 4), (1, 2.5, 4)])
@@ -71,6 +119,19 @@ time = [1, 4, 8]
         ("time =", "tiem =", "unknown key 'tiem' in [profile]. Did you mean 'time'"),
         ("[1, 4, 8]", "[1, 4]", "profile.time must be [min, opt, max], got [1, 4]"),
         ("[1, 4, 8]", "4", "profile.time must be [min, opt, max], got 4"),
+        ("input_size = 3", "input_size = 3\nactivations = ['tahn']", "Did you mean 'tanh'"),
+        ("input_size = 3", "input_size = 3\nactivations = 'tanh'", "must be a list such as"),
+        ("input_size = 3", "input_size = 3\nnum_layers = 0", "num_layers must be a whole number"),
+        (
+            "[weights]",
+            "[head]\nsiez = 3\n[weights]",
+            "unknown key 'siez' in [head]. Did you mean 'size'",
+        ),
+        (
+            "[weights]",
+            "[[layers]]\nbais = true\n[weights]",
+            "unknown key 'bais' in [layers]. Did you mean 'bias'",
+        ),
         ("hidden_size = 4", "hidden_size = 0", "got 0"),
         ("hidden_size = 4", "hidden_size = ", "line 4"),
         ('cell = "lstm"', "", "missing cell"),
@@ -101,24 +162,69 @@ def test_the_committed_variants_are_the_seeds_and_useful_ones():
     }  # fmt: skip
     for name in ("relu_rnn", "lstm", "bilstm"):
         spec = VARIANTS[name]
-        assert (spec.input_size, spec.hidden_size, spec.h_0, spec.c_0) == (7, 5, 1.0, 0.0)
+        (layer,) = spec.layers
+        assert (spec.input_size, layer.hidden_size, spec.h_0, spec.c_0) == (7, 5, 1.0, 0.0)
         assert (spec.profile.batch.opt, spec.profile.time.opt) == (3, 4)
         assert spec.weights == WeightSource(constant=1.0, bias=0.0)
 
 
-def test_the_card_gives_the_spec_back():
-    for spec in VARIANTS.values():
-        again = RNNSpec.from_network_dict(spec.network_dict())
-        assert again.network_dict() == spec.network_dict()
-        assert again.digest() == spec.digest()
+@given(spec=specs())
+def test_the_card_and_the_toml_give_the_spec_back(spec):
+    again = RNNSpec.from_network_dict(spec.network_dict())
+    assert again.network_dict() == spec.network_dict()
+    assert again.digest() == spec.digest()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.toml"
+        path.write_text(dump_spec(spec))
+        assert load_spec(path) == spec
+
+
+def test_unequal_layers_lay_their_states_side_by_side():
+    spec = stack(
+        {**LSTM, "proj_size": 3, "direction": "bidirectional"}, {"cell": "gru", "hidden_size": 5}
+    )
+    assert spec.state_slots("h") == {
+        (0, "forward"): (0, 3),
+        (0, "reverse"): (3, 3),
+        (1, "forward"): (6, 5),
+    }
+    assert spec.state_slots("c") == {(0, "forward"): (0, 4), (0, "reverse"): (4, 4)}
+    assert spec.shapes(2, 9)["h_0"] == (2, 1, 11)
+    assert spec.shapes(2, 9)["c_0"] == (2, 2, 4)
 
 
 def test_every_field_that_changes_an_engine_changes_the_digest():
-    spec = RNNSpec(**GOOD)
     changes = [
-        {"cell": "rnn"}, {"input_size": 4}, {"hidden_size": 5}, {"direction": "reverse"},
-        {"h_0": 1.0}, {"c_0": 1.0}, {"profile": Profile(time=Range(1, 2, 3))}, {"name": "other"},
-        {"cell": "rnn", "activation": "relu"},
-    ]  # fmt: skip
-    digests = [RNNSpec(**{**GOOD, **change}).digest() for change in changes]
-    assert len({spec.digest(), *digests}) == len(changes) + 1
+        {},
+        {"input_size": 4},
+        {"h_0": 1.0},
+        {"c_0": 1.0},
+        {"profile": Profile(time=Range(1, 2, 3))},
+        {"name": "other"},
+        {"lengths": True},
+        {"lengths": True, "padding": "repeat"},
+        {"vocabulary": 7},
+        {"head": Head(size=2)},
+        {"head": Head(size=2, on="last")},
+        {"precision": "fp16"},
+        {"refit": True},
+    ]
+    layers = [
+        {"hidden_size": 5},
+        {"direction": "reverse"},
+        {"direction": "bidirectional"},
+        {"bias": False},
+        {"direction": "bidirectional", "merge": "sum"},
+        {"peepholes": True},
+        {"coupled": True},
+        {"proj_size": 2},
+        {"clip": 1.0},
+        {"cell_clip": 1.0},
+        {"layer_norm": True},
+        {"cell": "gru"},
+        {"cell": "gru", "reset": "before"},
+        {"activations": (Activation("relu"),) * 3},
+    ]
+    digests = [stack(LSTM, **change).digest() for change in changes]
+    digests += [stack({**LSTM, **change}).digest() for change in layers]
+    assert len(set(digests)) == len(changes) + len(layers)

@@ -13,7 +13,7 @@ import pytest
 import tensorrt_rtx as trt
 from cases import CASES, worst
 
-from looprnn import engines, parity
+from looprnn import engines, parity, reference
 from looprnn.engines import tensorrt_session
 from looprnn.engines.tensorrt import make_logger, no_gpu
 from looprnn.errors import EngineError, EngineMismatch
@@ -84,8 +84,8 @@ class HostCuda:
             HostCuda.live -= 1
             self.memory[:] = np.nan
 
-        def view(self, shape):
-            return self.memory[: int(np.prod(shape))].reshape(shape)
+        def view(self, shape, dtype=np.float32):
+            return self.memory[: int(np.prod(shape))].view(dtype).reshape(shape)
 
     live = 0
     PinnedBuffer = DeviceBuffer = Buffer
@@ -159,17 +159,17 @@ class Double:
         return all(n <= m for n, m in zip(shape, most, strict=True))
 
     def get_tensor_shape(self, name):
-        batch, time, _ = self.shapes["input"]
+        batch, time = self.shapes["input"][:2]
         return self.case.spec.shapes(batch, time)[name]
 
     def execute_async_v3(self, stream):
         def at(name, shape):
-            count = int(np.prod(shape))
-            memory = (ctypes.c_float * count).from_address(self.addresses[name])
-            return np.ctypeslib.as_array(memory).reshape(shape)
+            size = int(np.prod(shape)) * 4
+            memory = (ctypes.c_byte * size).from_address(self.addresses[name])
+            return np.frombuffer(memory, self.case.spec.dtype(name)).reshape(shape)
 
         inputs = {name: at(name, self.shapes[name]).copy() for name in self.case.spec.input_names}
-        answer = parity.run_reference(self.case.spec, self.case.weights, inputs)
+        answer = reference.run(self.case.spec, self.case.weights, inputs)
         for name, array in answer.items():
             at(name, array.shape)[...] = array
         return stream == 77
@@ -216,12 +216,13 @@ class DeviceDouble(Double):
 
         kinds = cudart.cudaMemcpyKind
         inputs = {
-            n: np.full(self.shapes[n], np.nan, np.float32) for n in self.case.spec.input_names
+            n: np.full(self.shapes[n], -1, self.case.spec.dtype(n))
+            for n in self.case.spec.input_names
         }
         for name, array in inputs.items():
             move(name, array, kinds.cudaMemcpyDeviceToHost)
         check(cudart.cudaStreamSynchronize(stream))
-        answer = parity.run_reference(self.case.spec, self.case.weights, inputs)
+        answer = reference.run(self.case.spec, self.case.weights, inputs)
         for name, array in answer.items():
             move(name, np.ascontiguousarray(array, np.float32), kinds.cudaMemcpyHostToDevice)
         check(cudart.cudaStreamSynchronize(stream))
@@ -250,7 +251,7 @@ def test_a_plan_tensorrt_cannot_load_frees_what_was_opened(tmp_path, monkeypatch
 
 
 def test_a_plan_of_another_network_is_refused_by_its_tensors(tmp_path, monkeypatch):
-    rnn = next(c for c in CASES if c.cell == "rnn")
+    rnn = next(c for c in CASES if c.name == "tanh_rnn")
     with (
         pytest.raises(EngineMismatch, match=r"\['h_0', 'h_n', 'input', 'output'\], wanted \['c_0'"),
         session_on_the_host(CASES[0], tmp_path, monkeypatch, Double(rnn)),

@@ -6,12 +6,13 @@ from safetensors.numpy import save_file
 
 from looprnn import weights
 from looprnn.errors import WeightsError
-from looprnn.spec import RNNSpec, WeightSource
+from looprnn.spec import Layer, RNNSpec, WeightSource
 
 
 def spec_from(path=None, **source) -> RNNSpec:
     source = WeightSource(file=path, **source)
-    return RNNSpec(name="w", cell="lstm", input_size=3, hidden_size=2, weights=source)
+    layer = Layer(cell="lstm", hidden_size=2)
+    return RNNSpec(name="w", input_size=3, layers=(layer,), weights=source)
 
 
 @pytest.fixture

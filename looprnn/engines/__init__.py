@@ -23,7 +23,7 @@ from looprnn.errors import EngineError, EngineMissing
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
-Arrays = Mapping[str, NDArray[np.float32]]
+Arrays = Mapping[str, NDArray[Any]]
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
 # In order of preference: what `auto` takes first where several can run.
@@ -47,10 +47,9 @@ class Session(Protocol):
     ) -> None: ...
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-        """input [B, T, I], h_0, c_0 [B, D, H] → output [B, T, D·H], h_n, c_n [B, D, H].
+        """Every input of the spec → every output, shapes as in RNNSpec.shapes.
 
-        Every input is given, C-contiguous and within the profile. The answers are the caller's to
-        keep.
+        Inputs are C-contiguous and within the profile. The answers are the caller's to keep.
         """
         ...
 
@@ -77,8 +76,8 @@ class Engine(ABC):
     def build(
         self, spec: RNNSpec, weights: Weights, path: Path, *, progress: Progress, workspace: int
     ) -> dict[str, Any]:
-        """Write the engine to `path`; answer what it was built for: the card's gpu and
-        capabilities.
+        """Write the engine to `path`; answer the card's gpu, capabilities, precision
+        and made_of.
 
         workspace is TensorRT's, in bytes. Raises EngineError.
         """

@@ -35,12 +35,12 @@ class OnnxRuntime(Engine):
     def build(
         self, spec: RNNSpec, weights: Weights, path: Path, *, progress: Progress, workspace: int
     ) -> dict[str, Any]:
-        from looprnn.engines.onnx_model import build_model  # onnx is needed to build, not to serve
+        from looprnn.engines.onnx_model import build_model, how  # needed to build, not to serve
 
         progress("ONNX model", 0, 1)
         path.write_bytes(build_model(spec, weights).SerializeToString())
         progress("ONNX model", 1, 1)
-        return {"gpu": None, "capabilities": []}
+        return {"gpu": None, "capabilities": [], "precision": "fp32", "made_of": how(spec)}
 
     def session(self, path: Path, spec: RNNSpec, device: int = 0) -> "OnnxSession":
         return OnnxSession(path, spec)

@@ -68,7 +68,7 @@ class TensorRT(Engine):
         if plan is None:
             raise EngineError(f"{spec.name}: {self.name} built no plan: {'; '.join(logger.errors)}")
         path.write_bytes(plan)
-        return target
+        return {**target, "precision": spec.precision, "made_of": "Loop"}
 
     def _target(self, config: Any) -> dict[str, Any]:
         if self.name == "tensorrt_rtx":

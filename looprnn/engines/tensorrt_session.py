@@ -18,7 +18,7 @@ from looprnn.engines import Arrays
 from looprnn.errors import EngineError, EngineMismatch
 from looprnn.spec import RNNSpec
 
-FLOAT32 = 4  # bytes
+ELEMENT = 4  # bytes: all tensors are float32 or int32
 
 
 class TensorRTSession:
@@ -53,7 +53,7 @@ class TensorRTSession:
             self.host: dict[str, cuda.PinnedBuffer] = {}
             self.gpu: dict[str, cuda.DeviceBuffer] = {}
             for name, shape in limits.items():
-                size = int(np.prod(shape)) * FLOAT32
+                size = int(np.prod(shape)) * ELEMENT
                 self.host[name] = opening.enter_context(cuda.PinnedBuffer(size))
                 self.gpu[name] = opening.enter_context(cuda.DeviceBuffer(size))
                 self._must(
@@ -75,14 +75,14 @@ class TensorRTSession:
                 self.context.set_input_shape(name, array.shape),
                 f"shape {list(array.shape)} of {name}",
             )
-            np.copyto(self.host[name].view(array.shape), array)
+            np.copyto(self.host[name].view(array.shape, array.dtype), array)
             cuda.copy_in(self.gpu[name], self.host[name], array.nbytes, self.stream)
         self._must(self.context.execute_async_v3(self.stream.handle), "execute_async_v3")
         shapes = {
             name: tuple(self.context.get_tensor_shape(name)) for name in self.spec.output_names
         }
         for name, shape in shapes.items():
-            size = int(np.prod(shape)) * FLOAT32
+            size = int(np.prod(shape)) * ELEMENT
             cuda.copy_out(self.host[name], self.gpu[name], size, self.stream)
         self.stream.synchronize()
         return {name: self.host[name].view(shape).copy() for name, shape in shapes.items()}

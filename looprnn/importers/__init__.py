@@ -67,14 +67,16 @@ def read(path: Path, *, name: str, layer: str | None = None) -> Imported:
         raise WeightsError(f"{path}: no such file")
     if path.suffix.lower() not in MODULES:
         raise WeightsError(
-            f"{path}: cannot import {path.suffix or 'a file without suffix'}; known: {', '.join(MODULES)}"
+            f"{path}: cannot import {path.suffix or 'a file without suffix'}; "
+            f"known: {', '.join(MODULES)}"
         )
     module = MODULES[path.suffix.lower()]
     try:
         importer = importlib.import_module(f"looprnn.importers.{module}")
     except ImportError as error:
         raise WeightsError(
-            f"{path}: reading it needs {error.name}. Type: pip install '{EXTRA.get(module, module)}'"
+            f"{path}: reading it needs {error.name}. "
+            f"Type: pip install '{EXTRA.get(module, module)}'"
         ) from error
     imported: Imported = importer.read(path, name=name, layer=layer)
     return checked(imported, str(path))
