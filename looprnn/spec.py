@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from looprnn.errors import SpecError
 
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 GATES: Final = {"rnn": "h", "lstm": "ifgo", "gru": "rzn"}  # house order, PyTorch's
 DIRECTIONS: Final = {
     "forward": ("forward",),
@@ -61,7 +61,8 @@ def near(value: object, choices: tuple[str, ...]) -> str:
 
 
 def _finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    """A number that float32 can hold."""
+    return type(value) in (int, float) and abs(value) <= FLOAT32_MAX  # type: ignore[operator]
 
 
 def _whole(what: str, value: object, least: int = 1) -> None:

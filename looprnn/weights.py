@@ -126,9 +126,12 @@ def check(spec: RNNSpec, arrays: Mapping[str, NDArray[Any]], origin: str) -> Wei
             )
         if not np.issubdtype(arrays[name].dtype, np.floating):
             raise WeightsError(f"{origin}: {name} is {arrays[name].dtype}, wanted a floating type")
-        if not np.isfinite(arrays[name]).all():
-            raise WeightsError(f"{origin}: {name} holds NaN or Inf")
-    return {name: np.array(arrays[name], np.float32, order="C") for name in wanted}
+    with np.errstate(over="ignore"):
+        made = {name: np.array(arrays[name], np.float32, order="C") for name in wanted}
+    for name, array in made.items():
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{origin}: {name} holds NaN, Inf or a number beyond float32")
+    return made
 
 
 def digest(weights: Weights) -> str:
@@ -148,5 +151,9 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         return dict(load_file(path))
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such weights file") from None
+    except TypeError as error:  # NumPy has no bfloat16
+        raise WeightsError(
+            f"{path}: {error}. Type: looprnn import {path} --name {path.stem}, which widens it"
+        ) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable .safetensors file: {error}") from error

@@ -1,17 +1,28 @@
 """Fixtures: the committed variants, a repository built from them, and a tritonserver on it."""
 
+import importlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from looprnn import engines
 from looprnn.build import build_variant, buildable
+from looprnn.engines.tensorrt import RTX_CAPABILITIES, no_gpu
+from looprnn.errors import EngineMissing
 from looprnn.server import Server
 from looprnn.variants import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
-VARIANTS = {path.stem: load_spec(path) for path in sorted((ROOT / "variants").glob("*.toml"))}
+# By name, so that a user's own variant beside them changes no test.
+SHIPPED = (
+    *("relu_rnn", "lstm", "bilstm", "tanh_rnn", "relu_rnn_random", "lstm_random", "bilstm_random"),
+    *("padded_gru", "tokens"),
+)
+VARIANTS = {name: load_spec(ROOT / f"variants/{name}.toml") for name in SHIPPED}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +31,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HOST",
         help="test a tritonserver that runs there on ports 8000 and 8001",
     )
+    parser.addoption(
+        "--require", metavar="ENGINE", help="an engine that must run here: never skip its tests"
+    )
+
+
+def needs(name: str, hint: str) -> ModuleType:
+    """An optional module: without it the file's tests are skipped, but in CI that is an error."""
+    if os.environ.get("CI"):
+        return importlib.import_module(name)
+    module: ModuleType = pytest.importorskip(name, reason=f"{name} is not installed; type: {hint}")
+    return module
+
+
+def cannot_run_here(name: str) -> str | None:
+    """Why an engine cannot be built and run on this host, or None."""
+    try:
+        reason = engines.get(name).cannot_build()
+    except EngineMissing as error:
+        return str(error)
+    if reason or name == "onnxruntime":
+        return reason
+    if reason := no_gpu():
+        return reason
+    from looprnn.cuda import gpu
+
+    if name == "tensorrt_rtx" and gpu().capability not in RTX_CAPABILITIES:
+        return f"TensorRT-RTX does not run on {gpu()}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 one tells.
 """
 
+import re
+import sys
+
 import yaml
 from conftest import ROOT
 
@@ -16,6 +19,8 @@ def like_the_cpus(service: dict) -> dict:
         ("image: looprnn\n", "image: looprnn-cpu\n"),
         ("engines:/", "engines-cpu:/"),
         ("--server triton", "--server triton-cpu"),
+        ("--require tensorrt", "--require onnxruntime"),
+        ("--engine tensorrt", "--engine onnxruntime"),
         ("  triton:", "  triton-cpu:"),
         ("  build:", "  build-cpu:"),
     ):
@@ -52,3 +57,15 @@ def test_versions_are_build_arguments_with_the_dockerfiles_defaults():
             default = value.split(":-")[1].rstrip("}")
             assert f"ARG {argument}={default}\n" in text
             assert value == f"${{{argument}:-{default}}}"
+
+
+def test_the_gpu_image_installs_what_its_tests_import():
+    text = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
+    command = SERVICES["test"]["command"]
+    needed = {"numpy", "pytest", "hypothesis", "onnx", "onnxruntime"}
+    for name in (*re.findall(r"tests/\w+\.py", command), "tests/conftest.py", "tests/cases.py"):
+        imported = re.findall(r"^(?:from|import) (\w+)", (ROOT / name).read_text(), re.MULTILINE)
+        here = {p.stem for p in (ROOT / "tests").glob("*.py")} | {"looprnn", "looprnn_client"}
+        needed |= {m for m in imported if m not in here and m not in sys.stdlib_module_names}
+    for module in needed:
+        assert re.search(rf"\b{module}\b", text), f"the GPU image lacks {module}"

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from cases import CASES, WEIGHT_MUTANTS, worst
+from conftest import cannot_run_here
 from drawn import specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,21 +14,22 @@ from hypothesis import strategies as st
 from looprnn import engines, parity
 from looprnn.card import EngineCard
 from looprnn.engines.onnx_model import how
-from looprnn.engines.tensorrt import no_gpu
 from looprnn.errors import EngineError, EngineMissing
 from looprnn.weights import load_weights
-
-NEEDS_GPU = pytest.mark.skipif(no_gpu() is not None, reason="needs an NVIDIA GPU")
 
 
 @pytest.fixture(
     params=[
         "onnxruntime",
-        pytest.param("tensorrt", marks=[pytest.mark.gpu, NEEDS_GPU]),
+        pytest.param("tensorrt", marks=pytest.mark.gpu),
+        pytest.param("tensorrt_rtx", marks=pytest.mark.gpu),
     ]
 )
 def run(request, tmp_path):
     """run(case, weights) builds the engine, opens it and asks it once."""
+    reason = cannot_run_here(request.param)
+    if reason and request.config.getoption("--require") != request.param:
+        pytest.skip(reason)
     engine = engines.get(request.param)
 
     def build_and_ask(case, weights):

@@ -4,14 +4,16 @@ beside it.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import VARIANTS
 from looprnn_client import Client, NotReady
 
 from looprnn import parity
+from looprnn.build import build_variant, buildable
 from looprnn.card import CARDS
 from looprnn.errors import ServerError
 from looprnn.server import Server
@@ -20,17 +22,10 @@ from looprnn.weights import load_weights
 pytestmark = pytest.mark.live
 
 
-def edit_card(version: Path, engine: str, **changes: object) -> None:
+def cards(version: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = version / CARDS
     content = json.loads(path.read_text())
-    content["engines"][engine].update(changes)
-    path.write_text(json.dumps(content))
-
-
-def only(version: Path, engine: str) -> None:
-    path = version / CARDS
-    content = json.loads(path.read_text())
-    content["engines"] = {engine: content["engines"][engine]}
+    change(content["engines"])
     path.write_text(json.dumps(content))
 
 
@@ -44,13 +39,6 @@ def truncated_engine(model: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
-def truncated_plan(model: Path) -> None:
-    ask_for(model, "tensorrt_rtx")
-    only(model / "1", "tensorrt_rtx")
-    path = model / "1/model.rtx.plan"
-    path.write_bytes(path.read_bytes()[:100])
-
-
 def missing_engine(model: Path) -> None:
     (model / "1/model.onnx").unlink()
 
@@ -60,16 +48,22 @@ def never_built(model: Path) -> None:
 
 
 def another_file(model: Path) -> None:
-    edit_card(model / "1", "onnxruntime", sha256="0" * 64)
+    cards(model / "1", lambda engines: engines["onnxruntime"].update(sha256="0" * 64))
 
 
 def engine_not_built(model: Path) -> None:
     ask_for(model, "tensorrt")
 
 
-def plan_that_cannot_run_here(model: Path) -> None:
+def plan_from_elsewhere(model: Path) -> None:
+    """A card of a GPU and a TensorRT that no host has."""
     ask_for(model, "tensorrt_rtx")
-    edit_card(model / "1", "tensorrt_rtx", libraries={"tensorrt_rtx": "1.0"}, capabilities=["5.0"])
+    elsewhere = {
+        "engine": "tensorrt_rtx", "file": "model.rtx.plan", "capabilities": ["5.0"],
+        "libraries": {"tensorrt_rtx": "1.0"},
+    }  # fmt: skip
+    (model / "1/model.rtx.plan").write_bytes(b"a plan")
+    cards(model / "1", lambda e: e.update(tensorrt_rtx={**e["onnxruntime"], **elsewhere}))
 
 
 # The model broken, how, and what the reader is told.
@@ -79,14 +73,25 @@ BROKEN = {
     "bilstm": (never_built, "no engine was built here"),
     "lstm_random": (another_file, "truncated or replaced since it was built"),
     "bilstm_random": (engine_not_built, "asks for the engine 'tensorrt'; built are"),
-    "relu_rnn_random": (plan_that_cannot_run_here, "no engine of relu_rnn_random runs here"),
+    "relu_rnn_random": (plan_from_elsewhere, "no engine of relu_rnn_random runs here"),
 }
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory, repository) -> Iterator[Server]:
+def whole(tmp_path_factory) -> Path:
+    """A repository of CPU engines alone, the same on every host."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in (*BROKEN, "lstm"):
+        build_variant(
+            VARIANTS[name], buildable(["onnxruntime"])[0], folder, progress=lambda *_: None
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, whole) -> Iterator[Server]:
     copy = tmp_path_factory.mktemp("broken") / "repository"
-    shutil.copytree(repository, copy)
+    shutil.copytree(whole, copy)
     for name, (breaks, _) in BROKEN.items():
         breaks(copy / name)
     with Server(copy, strict=False) as server:
@@ -121,9 +126,11 @@ def test_the_server_lists_what_is_served_and_why_the_rest_is_not(broken):
         assert words in models[name]
 
 
-@pytest.mark.parametrize("breaks", [truncated_plan, truncated_engine], ids=lambda f: f.__name__)
-def test_a_strict_server_refuses_to_start_with_the_models_own_words(tmp_path, repository, breaks):
-    shutil.copytree(repository / "lstm", tmp_path / "lstm")
+@pytest.mark.parametrize(
+    "breaks", [truncated_engine, plan_from_elsewhere], ids=lambda f: f.__name__
+)
+def test_a_strict_server_refuses_to_start_with_the_models_own_words(tmp_path, whole, breaks):
+    shutil.copytree(whole / "lstm", tmp_path / "lstm")
     breaks(tmp_path / "lstm")
     with pytest.raises(ServerError, match="lstm: "), Server(tmp_path):
         pass

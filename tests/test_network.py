@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tensorrt_rtx as trt
 from cases import CASES, WEIGHT_MUTANTS, worst
-from conftest import VARIANTS
+from conftest import VARIANTS, needs
 from drawn import specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from interpreter import run
 from looprnn import network, parity
 from looprnn.weights import load_weights
 
+trt = needs("tensorrt_rtx", "pip install 'looprnn[rtx]'")
 LOGGER = trt.Logger(trt.Logger.ERROR)
 BUILDER = trt.Builder(LOGGER)
 

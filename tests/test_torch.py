@@ -3,23 +3,18 @@
 Installed by `make torch`, and always in CI.
 """
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from cases import CASES
-from conftest import VARIANTS
+from conftest import VARIANTS, needs
 
 from looprnn import engines, parity, reference
 from looprnn.spec import Activation, Layer
 from looprnn.weights import load_weights
 
-if os.environ.get("CI"):
-    import torch  # in CI a missing oracle is an error, not a skip
-else:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; type: make torch")
-
+torch = needs("torch", "make torch")
 RANDOM = [spec for spec in VARIANTS.values() if spec.name.endswith(("_random", "tanh_rnn"))]
 
 

@@ -7,7 +7,6 @@ GPU it finds. - TF32 is on by default where the flag exists, and would cost thre
 """
 
 import importlib
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -108,15 +107,13 @@ def optimization_profile(builder: Any, spec: RNNSpec) -> Any:
 
 def no_gpu(device: int = 0) -> str | None:
     """Why there is no GPU to use, or None."""
-    if importlib.util.find_spec("cuda") is None:
+    try:
+        from looprnn import cuda
+    except ImportError:
         return "cuda-python is not installed here. Type: pip install 'looprnn[gpu]'"
-    from looprnn import cuda
-
     try:
         cuda.gpu(device)
-    except (
-        Exception
-    ) as error:  # cuda-python raises RuntimeError where there is no driver library at all
+    except Exception as error:  # cuda-python raises RuntimeError where there is no driver at all
         return f"no NVIDIA GPU answers here ({error})"
     return None
 
