@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: demo test serve bench lint torch compose-test clean
+.PHONY: demo test serve bench lint oracles compose-test clean
 
 demo: .venv/ready
 	@$(BIN)/looprnn demo
@@ -23,9 +23,10 @@ lint: .venv/ready
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-# PyTorch is an outside oracle of the tests: large, so only where asked for. Without it those tests are skipped.
-torch: .venv/ready
-	@$(BIN)/pip install --quiet torch==2.13.0
+# PyTorch and Keras, with which the tests compare: large (on Linux the default PyTorch brings CUDA with it), so only
+# where asked for. Without them those tests are skipped.
+oracles: .venv/ready
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[oracles]'
 
 # The cpu profile, for real: build, serve, test, tear down; the exit status is the tests'.
 compose-test:
@@ -37,5 +38,5 @@ clean:
 
 .venv/ready: pyproject.toml client/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e client -e '.[onnxruntime,embedded,rtx,test]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e client -e '.[onnxruntime,embedded,rtx,keras,test]'
 	@touch $@

@@ -5,6 +5,7 @@ test wants them.
 import importlib
 import json
 import sys
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,37 +62,48 @@ PB_UTILS = SimpleNamespace(
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
+def serve(tmp_path, monkeypatch):
+    """serve(spec) builds it for the CPU and loads it."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", PB_UTILS)
     monkeypatch.delitem(sys.modules, "looprnn.triton_model", raising=False)
     module = importlib.import_module("looprnn.triton_model")
-    build_variant(SPEC, buildable(["onnxruntime"])[0], tmp_path, progress=lambda *_: None)
-    model = module.TritonPythonModel()
-    model.initialize(arguments(tmp_path))
-    yield model
-    model.finalize()
+    with ExitStack() as loaded:
+
+        def serve(spec):
+            build_variant(spec, buildable(["onnxruntime"])[0], tmp_path, progress=lambda *_: None)
+            model = module.TritonPythonModel()
+            model.initialize(arguments(tmp_path, spec))
+            loaded.callback(model.finalize)
+            return model
+
+        yield serve
     monkeypatch.delitem(sys.modules, "looprnn.triton_model", raising=False)
 
 
-def arguments(repository, engine="auto"):
+@pytest.fixture
+def model(serve):
+    return serve(SPEC)
+
+
+def arguments(repository, spec=SPEC, engine="auto"):
     return {
-        "model_name": SPEC.name,
+        "model_name": spec.name,
         "model_version": "1",
-        "model_repository": str(repository / SPEC.name),
+        "model_repository": str(repository / spec.name),
         "model_instance_kind": "CPU",
         "model_instance_device_id": "0",
         "model_config": json.dumps({"parameters": {"engine": {"string_value": engine}}}),
     }
 
 
-def drawn(rows, time, seed):
-    return parity.draw_inputs(SPEC, rows, time, seed)
+def drawn(rows, time, seed, spec=SPEC):
+    return parity.draw_inputs(spec, rows, time, seed)
 
 
-def assert_right(response, inputs):
+def assert_right(response, inputs, spec=SPEC):
     assert response.error is None
-    full = {**SPEC.defaults(*inputs["input"].shape[:2]), **inputs}
-    found = parity.differences(SPEC, load_weights(SPEC), full, response.arrays)
+    full = {**spec.defaults(*inputs["input"].shape[:2]), **inputs}
+    found = parity.differences(spec, load_weights(spec), full, response.arrays)
     assert all(parity.agrees(value) for value in found.values()), found
 
 
@@ -181,5 +193,45 @@ def test_an_engine_that_fails_answers_every_request_of_its_run(model, monkeypatc
 )
 def test_a_named_engine_that_is_not_there_fails_the_load(model, tmp_path, engine, words):
     with pytest.raises(RuntimeError, match=words) as caught:
-        type(model)().initialize(arguments(tmp_path, engine))
+        type(model)().initialize(arguments(tmp_path, engine=engine))
     assert str(caught.value).startswith("lstm: ")
+
+
+def on_the_wire(inputs):
+    """Triton's dims cannot be empty: one length a row is [B, 1]."""
+    return {n: a[:, np.newaxis] if n == "lengths" else a for n, a in inputs.items()}
+
+
+@pytest.mark.parametrize("name", ["padded_gru", "tokens"])
+def test_rows_of_many_lengths_with_and_without_saying_so_share_a_run(serve, name):
+    spec = VARIANTS[name]
+    requests = [drawn(2, 5, seed, spec) for seed in range(3)]
+    del requests[1]["lengths"]  # every row is T long
+    names = spec.output_names
+    answers = serve(spec).execute([Request(on_the_wire(r), names) for r in requests])
+    for answer, inputs in zip(answers, requests, strict=True):
+        assert_right(answer, inputs, spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("padded_gru", {"lengths": [[5], [2]]}, "lengths holds 5 at [0]; wanted 0 to 4"),
+        ("padded_gru", {"lengths": [[-1], [2]]}, "lengths holds -1 at [0]; wanted 0 to 4"),
+        ("padded_gru", {"lengths": [[1]]}, "lengths has the shape [1, 1], wanted [2]"),
+        (
+            "tokens",
+            {"input": [[0, 1, 2, 11], [0, 0, 0, 0]]},
+            "input holds 11 at [0, 3]; wanted 0 to 10",
+        ),
+        ("tokens", {"input": [[0, 1, -2, 3], [0, 0, 0, 0]]}, "input holds -2 at [0, 2]"),
+        ("tokens", {"input": [[[0], [1], [2], [3]]]}, "[1, 4, 1], wanted [B, T]"),
+    ],
+)
+def test_a_bad_whole_number_is_answered_in_words(serve, name, change, words):
+    spec = VARIANTS[name]
+    changed = {n: np.array(v, np.int32) for n, v in change.items()}
+    inputs = {**on_the_wire(drawn(2, 4, 0, spec)), **changed}
+    (answer,) = serve(spec).execute([Request(inputs, spec.output_names)])
+    assert answer.error.message.startswith("bad input: ")
+    assert words in answer.error.message

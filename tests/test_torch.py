@@ -1,6 +1,6 @@
 """PyTorch as an outside oracle: our reference and the CPU engine agree with torch.nn.
 
-Installed by `make torch`, and always in CI.
+Installed by `make oracles`, and always in CI.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from looprnn import engines, parity, reference
 from looprnn.spec import Activation, Layer
 from looprnn.weights import load_weights
 
-torch = needs("torch", "make torch")
+torch = needs("torch", "make oracles")
 RANDOM = [spec for spec in VARIANTS.values() if spec.name.endswith(("_random", "tanh_rnn"))]
 
 
