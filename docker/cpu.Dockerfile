@@ -7,7 +7,9 @@ ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK
 WORKDIR /looprnn
 
 COPY constraints.txt ./
-RUN python3 -m pip install -r constraints.txt
+RUN python3 -m pip install -c constraints.txt \
+      nvidia-pytriton \
+      numpy safetensors rich "tritonclient[grpc,http]" onnx onnxruntime pytest hypothesis pyyaml h5py
 
 COPY . .
 RUN python3 -m pip install --no-deps -e client -e .

@@ -1,15 +1,15 @@
 """The oracle: float64, explicit loops, NumPy alone, written from the equations.
 
-RNN    h = f(W x + b + R h + d)                                   Elman 1990
-GRU    r, z = f(W x + b + R h + d)                                Cho 2014
-       n = g(W x + b + r (R h + d))                               reset after the product (PyTorch)
-       n = g(W x + b + R (r h) + d)                               reset before it
+RNN    h = f(W x + b + R h + d)                     Elman 1990
+GRU    r, z = f(W x + b + R h + d)                  Cho et al. 2014
+       n = g(W x + b + r (R h + d))                 reset after the product (PyTorch)
+       n = g(W x + b + R (r h) + d)                 reset before it
        h = (1 - z) n + z h
-LSTM   i, f = f(W x + b + R h + d + p c)                          Hochreiter and Schmidhuber 1997;
-forget gate and
-       c = f c + i g(W x + b + R h + d)                           peepholes p: Gers et al. 2000
-       o = f(W x + b + R h + d + p c)                             p here sees the new c
-       h = o h(c), or V (o h(c))                                  projection V: Sak et al. 2014
+LSTM   i, f = f(W x + b + R h + d + p c)            Hochreiter and Schmidhuber 1997; the forget gate
+       c = f c + i g(W x + b + R h + d)             and peepholes p: Gers et al. 2000
+       o = f(W x + b + R h + d + p c)               p here sees the new c
+       h = o h(c), or V (o h(c))                    projection V: Sak et al. 2014
+
 W weight_ih, b bias_ih, R weight_hh, d bias_hh. Nothing here is fast, hoisted or fused: it is read,
 not run, in production. `spec` is an RNNSpec, used by its attributes alone.
 """

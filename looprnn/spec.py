@@ -167,17 +167,17 @@ class Layer:
     activations          by role: rnn (f,), gru (f, g), lstm (f, g, h); empty for the usual ones
     activations_reverse  those of the reverse direction, where they differ
     merge                how two directions join: concat on the feature axis, sum, mul, average, or
-    none: two outputs bias                 False: no bias arrays
-    skip_input           TensorRT's SKIP mode: no W, the input itself is added to every gate; needs
-    I = H residual             the layer's input is added to its output; needs equal sizes
+                         none: two outputs
+    bias                 False: no bias arrays
+    skip_input           TensorRT's SKIP mode: no W, every gate reads the input itself; needs I = H
+    residual             the layer's input is added to its output; needs equal sizes
     peepholes            LSTM (Gers 2000): i and f see the old c, o the new c
     coupled              LSTM (Greff 2015, CIFG): f = 1 - i
     proj_size            LSTM (Sak 2014): h is projected to this size
     clip                 the input of every gate's activation is clipped to ±clip
     cell_clip            LSTM: c is clipped to ±cell_clip
-    reset                GRU: "after" the product with R (Cho 2014's CUDA form, PyTorch), or
-    "before" it layer_norm           LSTM (Ba 2016, eq. 20-22, as haste does): W·x, R·h and c are
-    normalized
+    reset                GRU: it acts "after" the product with R (PyTorch), or "before" (Cho 2014)
+    layer_norm           LSTM (Ba 2016, eq. 20-22, as in haste): W·x, R·h and c are normalized
     """
 
     cell: Literal["rnn", "lstm", "gru"]

@@ -3,7 +3,8 @@ and between TensorRT 10 and 11, is in this file.
 
 - The flag STRONGLY_TYPED has another value in 10 than in 11: always 1 << int(flag).
 - tensorrt_rtx builds for a list of compute capabilities and needs no GPU; tensorrt builds for the
-GPU it finds. - TF32 is on by default where the flag exists, and would cost three digits: cleared.
+  GPU it finds.
+- TF32 is on by default where the flag exists, and would cost three digits: cleared.
 """
 
 import importlib
