@@ -7,8 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
+import grpc
 import looprnn_client
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from looprnn_client import (
 )
 from looprnn_client.cli import main
 from looprnn_client.transport import Code, Failure, connect, parse
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 B, T, I, H, D = 3, 4, 7, 5, 2  # noqa: E741  no two agree
 STATES = 4  # two layers, two directions
@@ -32,20 +36,47 @@ X = np.linspace(-1, 1, B * T * I, dtype=np.float32).reshape(B, T, I)
 STATE = np.linspace(-1, 1, B * STATES * H, dtype=np.float32).reshape(B, STATES, H)
 
 
-def config(*, cell=True, width=D * H, batch=8, time_max="16", dtype="TYPE_FP32", strings=False):
-    def row(name, *dims):
+def config(
+    *,
+    h=(STATES, H),
+    c=(STATES, H),
+    width=D * H,
+    reverse=None,
+    head=None,
+    lengths=None,
+    vocabulary=None,
+    batch=8,
+    time_max="16",
+    dtype="TYPE_FP32",
+    strings=False,
+):
+    def row(name, *dims, dtype=dtype):
         dims = [str(d) for d in dims] if strings else list(dims)
         return {"name": name, "data_type": dtype, "dims": dims}
 
-    states = ["h", "c"] if cell else ["h"]
-    answer = {
-        "input": [row("input", -1, I), *(row(f"{s}_0", STATES, H) for s in states)],
-        "output": [row("output", -1, width), *(row(f"{s}_n", STATES, H) for s in states)],
+    states = {"h": h, "c": c} if c else {"h": h}
+    takes = [row("input", -1, I), *(row(f"{s}_0", *dims) for s, dims in states.items())]
+    gives = [row("output", -1, width), *(row(f"{s}_n", *dims) for s, dims in states.items())]
+    if vocabulary is not None:
+        takes[0] = row("input", -1, dtype="TYPE_INT32")
+    if lengths is not None:
+        takes.insert(1, row("lengths", *lengths, dtype="TYPE_INT32"))
+    if reverse is not None:
+        gives.insert(1, row("output_reverse", -1, reverse))
+    if head is not None:
+        gives.append(row("head", *head))
+    notes = {"time_max": time_max, "vocabulary": vocabulary}
+    return {
+        "input": takes,
+        "output": gives,
         "max_batch_size": batch,
+        "parameters": {k: {"string_value": v} for k, v in notes.items() if v is not None},
     }
-    if time_max is not None:
-        answer["parameters"] = {"time_max": {"string_value": time_max}}
-    return answer
+
+
+PADDED = config(c=None, lengths=[1], head=[3])
+TOKENS = config(lengths=[1], vocabulary="11", head=[-1, 4])
+IDS = np.arange(B * T).reshape(B, T) % 11
 
 
 class Fake:
@@ -78,7 +109,8 @@ class Fake:
         return self.answer
 
     def compute(self, name, x):
-        shape = (*x.shape[:2], D * H) if name == "output" else (len(x), STATES, H)
+        (dims,) = (row["dims"] for row in self.model["output"] if row["name"] == name)
+        shape = [len(x), *(x.shape[1] if int(dim) == -1 else int(dim) for dim in dims)]
         array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         array.flags.writeable = False
         return array
@@ -185,7 +217,10 @@ REFUSED = {
     "no_rows": ((X[:0],), "no row to compute"),
     "no_steps": ((X[:, :0],), "no step to compute"),
     "too_many_rows": ((np.repeat(X, 3, 0),), r"\[9, 4, 7\].*\[1\.\.8.*at most 8 rows"),
-    "too_many_steps": ((np.repeat(X, 5, 1),), r"\[3, 20, 7\].*cut the sequence at 16 steps$"),
+    "too_many_steps": (
+        (np.repeat(X, 5, 1),),
+        r"\[3, 20, 7\].*cut the sequence at 16 steps.*carry h_n",
+    ),
     "float64": ((X.astype(np.float64),), r"float64.*x\.astype\(np\.float32\)"),
     "float16": ((X.astype(np.float16),), r"float16.*x\.astype\(np\.float32\)"),
     "ints": ((X.astype(np.int32),), r"int32.*x\.astype\(np\.float32\)"),
@@ -206,10 +241,44 @@ REFUSED = {
     "h_without_batch": ((X[:1], STATE[0]), r"h_0 is \[4, 5\].*np\.newaxis"),
     "c_of_one_direction": ((X, STATE, STATE[:, :2]), r"c_0 is \[3, 2, 5\].*\[3, 4, 5\]"),
     "h_float64": ((X, STATE.astype(np.float64)), "h_0 is float64"),
-    "output_misspelt": ((X, None, None, ["output", "hn"]), "'hn'; did you mean 'h_n'.*output, h_n"),
-    "outputs_as_string": ((X, None, None, "h_n"), r"pass \['h_n'\]"),
-    "outputs_empty": ((X, None, None, []), "nothing to ask for"),
-    "output_not_a_name": ((X, None, None, [0]), "no output 0"),
+}
+REFUSED_OUTPUTS = {
+    "misspelt": (["output", "hn"], "'hn'; did you mean 'h_n'.*output, h_n"),
+    "as_string": ("h_n", r"pass \['h_n'\]"),
+    "empty": ([], "nothing to ask for"),
+    "not_a_name": ([0], "no output 0"),
+    "of_another_model": (["head"], "no output 'head'"),
+}
+REFUSED_LENGTHS = {
+    "past_the_end": ([4, 5, 1], r"lengths\[1\] is 5, but .* 0\.\.4 steps"),
+    "negative": ([0, 4, -1], r"lengths\[2\] is -1"),
+    "past_int32": ([4, 2**32 + 1, 4], r"lengths\[1\] is 4294967297"),
+    "past_int64": (np.array([4, 2**63, 4], np.uint64), r"lengths\[1\] is 9223372036854775808"),
+    "past_every_integer": ([4, 2**64, 4], "lengths is object"),
+    "one_too_few": ([4, 2], r"lengths is \[2\], but .*\[B\] = \[3\]"),
+    "as_the_wire_has_them": ([[4], [2], [1]], r"lengths is \[3, 1\], but .*\[B\] = \[3\]"),
+    "one_for_all": (4, r"lengths is \[\]"),
+    "floats": ([4.0, 2.0, 1.0], r"float64, but .*integers.*np\.asarray\(x, dtype=np\.int32\)"),
+    "a_mask": (np.ones(B, bool), "lengths is bool, but .*integers"),
+    "ragged": ([[4], [2, 1], [1]], "lengths is not an array"),
+    "masked": (np.ma.masked_array([4, 2, 1]), "lengths is a masked array"),
+}
+REFUSED_IDS = {
+    "one_past_the_vocabulary": (with_value(IDS, (1, 2), 11), r"input\[1, 2\] is 11.*0\.\.10"),
+    "padding_of_minus_one": (with_value(IDS, (2, 3), -1), r"input\[2, 3\] is -1.*padding included"),
+    "first_of_two": (with_value(with_value(IDS, (2, 0), 99), (0, 3), -7), r"input\[0, 3\] is -7"),
+    "past_int32": (with_value(IDS, (0, 1), 2**32), r"input\[0, 1\] is 4294967296"),
+    "unsigned": (with_value(IDS.astype(np.uint8), (0, 1), 255), r"input\[0, 1\] is 255"),
+    "floats": (IDS.astype(np.float32), r"float32, but .*takes ids.*x\.astype\(np\.int32\)"),
+    "one_hot": (
+        np.eye(11, dtype=np.int32)[IDS],
+        r"\[3, 4, 11\].*takes \[B, T\] = \[1\.\.8, 1\.\.16\]",
+    ),
+    "batch_axis_forgotten": (IDS[0], r"\[4\].*x\[np\.newaxis\]"),
+    "no_steps": (IDS[:, :0], "no step to compute"),
+    "too_many_rows": (np.repeat(IDS, 3, 0), "at most 8 rows"),
+    "too_many_steps": (np.repeat(IDS, 5, 1), "cut the sequence at 16 steps"),
+    "words": (["a", "b"], "input is <U1, but .*takes ids"),
 }
 
 
@@ -222,8 +291,58 @@ def test_refused_before_anything_is_sent(case):
     assert fake.asked == ["config"]
 
 
+@pytest.mark.parametrize("case", REFUSED_OUTPUTS)
+def test_outputs_that_cannot_be_asked_for(case):
+    names, words = REFUSED_OUTPUTS[case]
+    fake = Fake()
+    with client_of(fake) as client, pytest.raises(BadInput, match=words):
+        client.infer(X, outputs=names)
+    assert fake.asked == ["config"]
+
+
+@pytest.mark.parametrize("case", REFUSED_LENGTHS)
+def test_lengths_that_do_not_fit(case):
+    lengths, words = REFUSED_LENGTHS[case]
+    fake = Fake(PADDED)
+    with client_of(fake) as client, pytest.raises(BadInput, match=words):
+        client.infer(X, lengths=lengths)
+    assert fake.asked == ["config"]
+
+
+@pytest.mark.parametrize("case", REFUSED_IDS)
+def test_ids_that_do_not_fit(case):
+    ids, words = REFUSED_IDS[case]
+    fake = Fake(TOKENS)
+    with client_of(fake) as client, pytest.raises(BadInput, match=words):
+        client.infer(ids)
+    assert fake.asked == ["config"]
+
+
+def test_lengths_for_a_model_without_them():
+    fake = Fake()
+    with client_of(fake) as client, pytest.raises(BadInput, match="needs .*lengths = true"):
+        client.infer(X, lengths=[4, 2, 1])
+    assert fake.asked == ["config"]
+
+
+def test_states_of_unequal_layers():
+    """A projected LSTM below a GRU: h and c are rows of different size, checked each for itself."""
+    flat = {s: np.zeros((B, 1, size), np.float32) for s, size in (("h", 9), ("c", 6))}
+    fake = Fake(config(h=(1, 9), c=(1, 6), width=11))
+    with client_of(fake) as client:
+        result = client.infer(X, flat["h"], flat["c"])
+        assert result.output.shape == (B, T, 11)
+        assert (result.h_n.shape, result.c_n.shape) == ((B, 1, 9), (B, 1, 6))
+        with pytest.raises(BadInput, match=r"h_0 is \[3, 1, 6\].*\[3, 1, 9\]"):
+            client.infer(X, flat["c"])
+        with pytest.raises(BadInput, match=r"c_0 is \[3, 1, 9\].*\[3, 1, 6\]"):
+            client.infer(X, flat["h"], flat["h"])
+        with pytest.raises(BadInput, match=r"c_0 is \[3, 6\].*\[:, np\.newaxis\]"):
+            client.infer(X, c_0=flat["c"][:, 0])
+
+
 def test_c_for_a_cell_without_c():
-    with client_of(Fake(config(cell=False))) as client:
+    with client_of(Fake(config(c=None))) as client:
         with pytest.raises(BadInput, match="no cell state; leave c_0 out"):
             client.infer(X, c_0=STATE)
         with pytest.raises(BadInput, match=r"no output 'c_n'.*'h_n'"):
@@ -236,12 +355,12 @@ def test_limits_are_inclusive():
         assert client.infer(np.zeros((1, 1, I), np.float32)).output.shape == (1, 1, D * H)
 
 
-def test_one_direction_can_be_cut_and_carried_on():
-    with (
-        client_of(Fake(config(width=H))) as client,
-        pytest.raises(BadInput, match="carry h_n"),
-    ):
-        client.infer(np.repeat(X, 5, 1))
+def test_limits_of_lengths_and_ids_are_inclusive():
+    fake = Fake(TOKENS)
+    with client_of(fake) as client:
+        client.infer([[0, 10, 0, 10]], lengths=[0])
+        client.infer([[0, 10, 0, 10]], lengths=[4])
+    np.testing.assert_array_equal(fake.inputs["lengths"], [[4]])
 
 
 def test_no_time_limit_named():
@@ -256,29 +375,82 @@ def test_no_time_limit_named():
 @pytest.mark.parametrize("strings", [False, True], ids=["http", "grpc"])
 def test_signature(strings):
     with client_of(Fake(config(strings=strings))) as client:
-        assert client.signature == looprnn_client.Signature(
-            model="bilstm", inputs=I, hidden=H, states=STATES, directions=D, has_cell=True,
-            batch_max=8, time_max=16, engine=None,
-        )  # fmt: skip
+        s = client.signature
+    state = (STATES, H)
+    assert s == looprnn_client.Signature(
+        model="bilstm",
+        takes={"input": (-1, I), "h_0": state, "c_0": state},
+        gives={"output": (-1, D * H), "h_n": state, "c_n": state},
+        vocabulary=None, batch_max=8, time_max=16, engine=None,
+    )  # fmt: skip
+    assert (s.inputs, s.has_cell, s.outputs) == (I, True, ("output", "h_n", "c_n"))
+    assert hash(s) != hash(replace(s, batch_max=9))
 
 
-@pytest.mark.parametrize(
-    "strange",
-    [
-        {"input": [], "output": []},
-        {"input": [{"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [4]}], "output": []},
-        config(dtype="TYPE_FP16"),
-        config(width=D * H + 1),
-        config(width=0),
-        config(batch=0),
-        config(time_max="long"),
-        ["not", "a", "config"],
-    ],
-    ids=["no_tensors", "other_names", "fp16", "odd_width", "no_width", "no_batch", "time", "list"],
-)
+@pytest.mark.parametrize("strings", [False, True], ids=["http", "grpc"])
+def test_signature_of_ids_and_heads(strings):
+    model = config(
+        h=(1, 9), c=(1, 6), width=11, reverse=11, head=[-1, 4], lengths=[1], vocabulary="13",
+        strings=strings,
+    )  # fmt: skip
+    with client_of(Fake(model)) as client:
+        s = client.signature
+    assert (s.inputs, s.vocabulary) == (None, 13)
+    assert s.outputs == ("output", "output_reverse", "h_n", "c_n", "head")
+    shapes = {name: s.shape(name, 2, 3) for name in (*s.takes, *s.gives)}
+    assert shapes == {
+        "input": (2, 3), "lengths": (2,), "h_0": (2, 1, 9), "c_0": (2, 1, 6),
+        "output": (2, 3, 11), "output_reverse": (2, 3, 11), "h_n": (2, 1, 9), "c_n": (2, 1, 6),
+        "head": (2, 3, 4),
+    }  # fmt: skip
+
+
+def test_arrays_of_a_later_looprnn_are_left_alone():
+    later = config()
+    later["input"].append({"name": "mask", "data_type": "TYPE_BOOL", "dims": [-1]})
+    later["output"].append({"name": "attention", "data_type": "TYPE_FP16", "dims": [-1, -1]})
+    fake = Fake(later)
+    with client_of(fake) as client:
+        client.infer(X)
+    assert fake.outputs == ("output", "h_n", "c_n")
+
+
+def without(config, side, name):
+    return config | {side: [row for row in config[side] if row["name"] != name]}
+
+
+STRANGE = {
+    "no_tensors": {"input": [], "output": []},
+    "other_names": {
+        "input": [{"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [4]}],
+        "output": [],
+    },
+    "fp16": config(dtype="TYPE_FP16"),
+    "int32_states": config(dtype="TYPE_INT32", vocabulary="11"),
+    "no_width": config(width=0),
+    "any_width": config(width=-1),
+    "no_batch": config(batch=0),
+    "time": config(time_max="long"),
+    "ids_of_no_vocabulary": without(config(), "input", "input")
+    | {"input": [TOKENS["input"][0], *config()["input"][1:]]},
+    "vocabulary_of_none": config(vocabulary="0"),
+    "lengths_by_step": config(lengths=[-1]),
+    "two_lengths": config(lengths=[2]),
+    "c_0_without_c_n": without(config(), "output", "c_n"),
+    "c_n_without_c_0": without(config(), "input", "c_0"),
+    "no_h_n": without(config(), "output", "h_n"),
+    "no_output": without(config(head=[3]), "output", "output"),
+    "h_0_unlike_h_n": config() | {"input": config(h=(1, 9))["input"]},
+    "head_of_rank_three": config(head=[-1, 2, 3]),
+    "head_of_every_size": config(head=[-1]),
+    "list": ["not", "a", "config"],
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
 def test_model_of_another_kind(strange):
     with (
-        client_of(Fake(strange)) as client,
+        client_of(Fake(STRANGE[strange])) as client,
         pytest.raises(ServerError, match="'bilstm' is not a model that looprnn made") as refused,
     ):
         client.infer(X)
@@ -327,6 +499,55 @@ def test_every_input_goes_under_its_own_name():
         assert set(fake.inputs) == {"input", "c_0"}
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [[4, 0, 1], (4, 0, 1), *(np.array([4, 0, 1], kind) for kind in ("u1", "i8", ">i4", "u8"))],
+    ids=["list", "tuple", "uint8", "int64", "big_endian", "uint64"],
+)
+def test_lengths_go_as_a_column_of_int32(lengths):
+    fake = Fake(PADDED)
+    with client_of(fake) as client:
+        client.infer(X, STATE, lengths=lengths)
+    assert set(fake.inputs) == {"input", "lengths", "h_0"}
+    sent = fake.inputs["lengths"]
+    assert (sent.dtype, sent.dtype.isnative) == (np.int32, True)
+    np.testing.assert_array_equal(sent, [[4], [0], [1]])
+
+
+def test_lengths_left_out_are_not_sent():
+    fake = Fake(PADDED)
+    with client_of(fake) as client:
+        client.infer(X)
+    assert set(fake.inputs) == {"input"}
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [IDS.tolist(), *(IDS.astype(kind) for kind in ("i1", "i4", "i8", ">i2", "u8"))],
+    ids=["list", "int8", "int32", "int64", "big_endian", "uint64"],
+)
+def test_ids_go_as_int32(ids):
+    fake = Fake(TOKENS)
+    with client_of(fake) as client:
+        result = client.infer(ids, c_0=STATE)
+    assert set(fake.inputs) == {"input", "c_0"}
+    sent = fake.inputs["input"]
+    assert (sent.dtype, sent.dtype.isnative) == (np.int32, True)
+    np.testing.assert_array_equal(sent, IDS)
+    assert result.output.shape == (B, T, D * H)
+
+
+@pytest.mark.parametrize(("dims", "shape"), [([-1, 6], (B, T, 6)), ([6], (B, 6))])
+def test_head_and_reverse_come_as_they_are(dims, shape):
+    fake = Fake(config(reverse=11, head=dims))
+    with client_of(fake) as client:
+        result = client.infer(X)
+        alone = client.infer(X, outputs=["head"])
+    assert (result.head.shape, result.output_reverse.shape) == (shape, (B, T, 11))
+    np.testing.assert_array_equal(alone.head, fake.answer["head"])
+    assert (alone.output, alone.output_reverse, alone.h_n, alone.c_n) == (None, None, None, None)
+
+
 def test_only_what_was_asked_for_comes():
     fake = Fake()
     with client_of(fake) as client:
@@ -336,15 +557,17 @@ def test_only_what_was_asked_for_comes():
     np.testing.assert_array_equal(result.h_n, fake.answer["h_n"])
 
 
-def test_cell_without_c_gives_none():
-    with client_of(Fake(config(cell=False))) as client:
-        assert client.infer(X).c_n is None
+def test_what_the_model_has_not_is_none():
+    with client_of(Fake(config(c=None))) as client:
+        result = client.infer(X)
+    assert (result.c_n, result.output_reverse, result.head) == (None, None, None)
 
 
 def test_outputs_are_nobody_elses_memory():
-    fake = Fake()
+    fake = Fake(config(reverse=11, head=[3]))
     with client_of(fake) as client:
         result = client.infer(X)
+    assert len(fake.answer) == 5
     for name, wire in fake.answer.items():
         array = getattr(result, name)
         np.testing.assert_array_equal(array, wire)
@@ -363,11 +586,12 @@ def test_result_is_frozen():
     [lambda a: None, lambda a: a[:1], lambda a: a.astype(np.float64), lambda a: a.swapaxes(0, 1)],
     ids=["missing", "rows_lost", "float64", "time_first"],
 )
-def test_answer_that_breaks_the_contract(wrong):
-    fake = Fake()
+@pytest.mark.parametrize("name", ["output", "output_reverse", "h_n", "c_n", "head"])
+def test_answer_that_breaks_the_contract(wrong, name):
+    fake = Fake(config(reverse=11, head=[6]))
     compute = fake.compute
-    fake.compute = lambda name, x: wrong(compute(name, x))
-    with client_of(fake) as client, pytest.raises(ServerError, match=r"'output'.*its contract"):
+    fake.compute = lambda n, x: wrong(compute(n, x)) if n == name else compute(n, x)
+    with client_of(fake) as client, pytest.raises(ServerError, match=f"'{name}'.*its contract"):
         client.infer(X)
 
 
@@ -644,7 +868,10 @@ class Index(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        body = json.dumps(READY).encode()
+        self.answer(READY)
+
+    def answer(self, value):
+        body = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -655,18 +882,20 @@ class Index(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def index_server(port=0):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Index) as server:
+def http_server(handler):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = False  # closing waits for the connections, and closes them
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_http_transport_is_shared_by_threads():
-    with index_server() as port:
+    with http_server(Index) as port:
         transport = connect(f"http://127.0.0.1:{port}")
 
         def call():
@@ -675,6 +904,72 @@ def test_http_transport_is_shared_by_threads():
 
         in_threads(8, call)
         transport.close()
+
+
+class Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Triton's gRPC, as much of it as one answer; keeps the request's (type, shape, bytes)."""
+
+    def ModelInfer(self, request, context):
+        self.got = {
+            tensor.name: (tensor.datatype, list(tensor.shape), raw)
+            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        row = {"name": "head", "datatype": "FP32", "shape": [1, 2]}
+        raw = np.array([3, 4], np.float32).tobytes()
+        return service_pb2.ModelInferResponse(outputs=[row], raw_output_contents=[raw])
+
+
+@contextmanager
+def grpc_triton():
+    triton = Grpc()
+    server = grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", triton
+    finally:
+        server.stop(None).wait()
+
+
+@contextmanager
+def http_triton():
+    class Http(Index):
+        """Triton's HTTP, as much of it as one answer."""
+
+        def do_POST(self):
+            head = int(self.headers["Inference-Header-Content-Length"])
+            rows = json.loads(self.rfile.read(head))["inputs"]
+            Http.got = {
+                row["name"]: (
+                    row["datatype"],
+                    row["shape"],
+                    self.rfile.read(row["parameters"]["binary_data_size"]),
+                )
+                for row in rows
+            }
+            row = {"name": "head", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}
+            self.answer({"outputs": [row]})
+
+    with http_server(Http) as port:
+        yield f"http://127.0.0.1:{port}", Http
+
+
+@pytest.mark.parametrize("triton", [grpc_triton, http_triton])
+def test_every_type_goes_over_the_wire(triton):
+    inputs = {
+        "input": np.asfortranarray(IDS.astype(np.int32)),
+        "lengths": np.array([[4], [0], [1]], np.int32),
+        "h_0": STATE,
+    }
+    with triton() as (url, heard), closing(connect(url)) as transport:
+        answer = transport.infer("tokens", inputs, ["head"], 10)
+    np.testing.assert_array_equal(answer["head"], np.array([[3, 4]], np.float32))
+    assert heard.got == {
+        "input": ("INT32", [3, 4], IDS.astype("<i4").tobytes()),
+        "lengths": ("INT32", [3, 1], np.array([4, 0, 1], "<i4").tobytes()),
+        "h_0": ("FP32", [3, 4, 5], STATE.astype("<f4").tobytes()),
+    }
 
 
 def test_transport_closed_between_two_calls(scheme):
@@ -741,6 +1036,20 @@ def test_command_writes_the_answer(pretend, tmp_path, capsys):
         "output [3, 4, 10] float32", "h_n [3, 4, 5] float32", "c_n [3, 4, 5] float32",
     ]  # fmt: skip
     assert not list(tmp_path.glob(".*")), "the part file stays"
+
+
+def test_command_with_ids_lengths_and_a_head(pretend, tmp_path, capsys):
+    pretend.model = TOKENS
+    np.save(tmp_path / "ids.npy", IDS)
+    np.save(tmp_path / "l.npy", np.array([4, 0, 1]))
+    files = {"input": tmp_path / "ids.npy", "lengths": tmp_path / "l.npy"}
+    assert main(infer_command(tmp_path, **files)) == 0
+    np.testing.assert_array_equal(pretend.inputs["input"], IDS)
+    np.testing.assert_array_equal(pretend.inputs["lengths"], [[4], [0], [1]])
+    with np.load(tmp_path / "y.npz") as written:
+        assert set(written) == {"output", "h_n", "c_n", "head"}
+        np.testing.assert_array_equal(written["head"], pretend.answer["head"])
+    assert capsys.readouterr().out.splitlines()[-1] == "head [3, 4, 4] float32"
 
 
 def test_command_keeps_the_old_answer_when_writing_fails(pretend, tmp_path, capsys, monkeypatch):

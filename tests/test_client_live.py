@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.live
 
 README = Path(__file__).resolve().parent.parent / "client" / "README.md"
 MODELS = ["relu_rnn", "lstm", "bilstm", "relu_rnn_random", "lstm_random", "bilstm_random"]
+PADDED = ["padded_gru", "tokens"]  # with lengths and a head; tokens takes ids
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -23,12 +25,18 @@ def url(request, server):
 
 
 def draw(client, batch, time, seed=0):
-    """x: [B, T, I], h_0 and c_0: [B, L·D, H]; c_0 is None for a cell without c."""
+    """x: [B, T, I] or ids [B, T], h_0 and c_0: [B, N, H]; c_0 is None for a cell without c."""
     rng = np.random.default_rng(seed)
     s = client.signature
-    shapes = [(batch, time, s.inputs), (batch, s.states, s.hidden), (batch, s.states, s.hidden)]
-    x, h_0, c_0 = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)
-    return x, h_0, c_0 if s.has_cell else None
+    x, h_0, c_0 = (
+        rng.uniform(-1, 1, s.shape(name, batch, time)).astype(np.float32)
+        if name in s.takes
+        else None
+        for name in ("input", "h_0", "c_0")
+    )
+    if s.vocabulary is not None:
+        x = rng.integers(s.vocabulary, size=x.shape)
+    return x, h_0, c_0
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -36,23 +44,27 @@ def test_signature_is_the_models(url, model):
     with Client(url, model, timeout_s=10) as client:
         s = client.signature
     sizes = (64, 256) if model.endswith("_random") else (7, 5)
-    assert (s.inputs, s.hidden) == sizes
-    assert s.has_cell == ("lstm" in model)
-    assert s.directions == (2 if model.startswith("bi") else 1)
-    assert s.states % s.directions == 0
+    inputs, hidden = sizes
+    directions = 2 if model.startswith("bi") else 1
+    layers = s.takes["h_0"][0] // directions
+    state = (layers * directions, hidden)
+    states = ("h", "c") if "lstm" in model else ("h",)
+    assert s.takes == {"input": (-1, inputs), **{f"{name}_0": state for name in states}}
+    assert s.gives == {"output": (-1, directions * hidden), **{f"{n}_n": state for n in states}}
+    assert layers > 0 and s.vocabulary is None
     assert s.batch_max > 0 and (s.time_max is None or s.time_max > 0)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *PADDED])
 def test_shapes_that_come_back(url, model):
     with Client(url, model, timeout_s=10) as client:
         s = client.signature
         result = client.infer(*draw(client, batch=2, time=3))
-    assert result.output.shape == (2, 3, s.directions * s.hidden)
-    assert result.h_n.shape == (2, s.states, s.hidden)
-    assert (result.c_n is not None) == s.has_cell
-    for array in (result.output, result.h_n, result.c_n):
+    for field in fields(result):
+        array = getattr(result, field.name)
+        assert (array is not None) == (field.name in s.outputs)
         if array is not None:
+            assert array.shape == s.shape(field.name, 2, 3)
             assert (array.dtype, array.flags.c_contiguous) == (np.float32, True)
             assert array.flags.writeable and array.flags.owndata and np.isfinite(array).all()
 
@@ -63,17 +75,76 @@ def test_whole_batch_and_all_its_time(url, model):
         s = client.signature
         steps = s.time_max or 64
         result = client.infer(*draw(client, s.batch_max, steps))
-        assert result.output.shape == (s.batch_max, steps, s.directions * s.hidden)
+        assert result.output.shape == (s.batch_max, steps, s.gives["output"][-1])
 
 
-def test_protocols_agree(server):
+@pytest.mark.parametrize("model", ["lstm", *PADDED])
+def test_protocols_agree(server, model):
     answers = []
     for url in (server.grpc, f"http://{server.http}"):
-        with Client(url, "lstm", timeout_s=10) as client:
-            answers.append(client.infer(*draw(client, batch=3, time=4)))
-    for name in ("output", "h_n", "c_n"):
+        with Client(url, model, timeout_s=10) as client:
+            options = {"lengths": [4, 1, 2]} if model in PADDED else {}
+            answers.append(client.infer(*draw(client, batch=3, time=4), **options))
+            names = client.signature.outputs
+    for name in names:
         first, second = (getattr(answer, name) for answer in answers)
         np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", PADDED)
+def test_padded_rows_are_the_rows_alone(url, model):
+    lengths = [4, 1, 6, 3]
+    with Client(url, model, timeout_s=10) as client:
+        s = client.signature
+        x, *states = draw(client, batch=4, time=6)
+        got = client.infer(x, *states, lengths=lengths)
+        for row, steps in enumerate(lengths):
+            rows = slice(row, row + 1)
+            alone = client.infer(x[rows, :steps], *(v if v is None else v[rows] for v in states))
+            for name in s.outputs:
+                want, padded = getattr(alone, name), getattr(got, name)[rows]
+                if s.gives[name][0] == -1:
+                    padded = padded[:, :steps]
+                np.testing.assert_allclose(padded, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", PADDED)
+def test_lengths_left_out_are_the_whole_rows(url, model):
+    with Client(url, model, timeout_s=10) as client:
+        arguments = draw(client, batch=3, time=4)
+        whole, told, cut = (
+            client.infer(*arguments, **options)
+            for options in ({}, {"lengths": np.array([4, 4, 4], np.uint8)}, {"lengths": [4, 3, 4]})
+        )
+    np.testing.assert_allclose(whole.h_n, told.h_n, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(whole.h_n[[0, 2]], cut.h_n[[0, 2]], rtol=0, atol=1e-6)
+    assert np.abs(whole.h_n[1] - cut.h_n[1]).max() > 1e-4
+
+
+def test_head_on_the_last_state(url):
+    with Client(url, "padded_gru", timeout_s=10) as client:
+        arguments = draw(client, batch=2, time=5)
+        result = client.infer(*arguments)
+        alone = client.infer(*arguments, outputs=["head"])
+    assert result.head.shape == (2, 3)
+    assert alone.output is None
+    np.testing.assert_allclose(alone.head, result.head, rtol=0, atol=1e-6)
+
+
+def test_ids_in_and_distributions_out(url):
+    with Client(url, "tokens", timeout_s=10) as client:
+        ids = np.arange(12).reshape(3, 4) % 11
+        heads = [client.infer(ids.astype(kind)).head for kind in ("i8", "i4", "u1", ">i2")]
+        other = client.infer((ids + 1) % 11).head
+        with pytest.raises(BadInput, match=r"input\[1, 2\] is 11"):
+            client.infer(ids + 5)
+        with pytest.raises(BadInput, match="takes ids"):
+            client.infer(ids.astype(np.float32))
+    assert heads[0].shape == (3, 4, 4)
+    np.testing.assert_allclose(heads[0].sum(-1), np.ones((3, 4)), rtol=0, atol=1e-5)
+    for head in heads[1:]:
+        np.testing.assert_allclose(head, heads[0], rtol=0, atol=1e-6)
+    assert np.abs(other - heads[0]).max() > 1e-4
 
 
 def test_memory_order_is_not_sent(url):
@@ -226,9 +297,27 @@ def test_command_end_to_end(url, tmp_path, capsys):
     assert re.search(r"^bilstm +1 +READY$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_command_with_lengths(url, tmp_path, capsys):
+    with Client(url, "tokens", timeout_s=10) as client:
+        ids, *_ = draw(client, batch=2, time=6)
+        want = client.infer(ids, lengths=[6, 2])
+    words = ["infer", "--url", url, "--model", "tokens", "--output", str(tmp_path / "y.npz")]
+    for name, array in (("input", ids), ("lengths", np.array([6, 2]))):
+        np.save(tmp_path / f"{name}.npy", array)
+        words += [f"--{name}", str(tmp_path / f"{name}.npy")]
+    assert main(words) == 0
+    with np.load(tmp_path / "y.npz") as got:
+        assert set(got) == {"output", "h_n", "c_n", "head"}
+        for name in got:
+            np.testing.assert_allclose(got[name], getattr(want, name), rtol=0, atol=1e-6)
+    assert "head [2, 6, 4] float32" in capsys.readouterr().out
+
+
 def test_readme_runs_as_written(url):
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     names = {}
-    exec(block.replace("localhost:8001", url), names)
+    for block in blocks:
+        exec(block.replace("localhost:8001", url), names)
     assert names["first"].c_n is not None
     assert names["second"].h_n is None
+    assert names["classes"].head.shape == (2, 3, 4)

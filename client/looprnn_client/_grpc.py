@@ -7,9 +7,12 @@ from typing import Any, TypeVar, cast
 
 import tritonclient.grpc as triton  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped,unused-ignore]
+from tritonclient.utils import (  # type: ignore[import-untyped,unused-ignore]
+    InferenceServerException,
+    np_to_triton_dtype,
+)
 
-from looprnn_client.transport import Array, Code, Failure
+from looprnn_client.transport import Code, Failure, Tensor
 
 T = TypeVar("T")
 
@@ -50,10 +53,13 @@ class GrpcTransport:
         return cast(Sequence[Mapping[str, Any]], answer.get("models", []))
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout_s: float
+        self, model: str, inputs: Mapping[str, Tensor], outputs: Sequence[str], timeout_s: float
     ) -> dict[str, NDArray[Any]]:
         def call() -> dict[str, NDArray[Any]]:
-            sent = [triton.InferInput(k, list(v.shape), "FP32") for k, v in inputs.items()]
+            sent = [
+                triton.InferInput(k, list(v.shape), np_to_triton_dtype(v.dtype))
+                for k, v in inputs.items()
+            ]
             for tensor, array in zip(sent, inputs.values(), strict=True):
                 tensor.set_data_from_numpy(array)
             wanted = [triton.InferRequestedOutput(name) for name in outputs]

@@ -36,12 +36,13 @@ def infer(arguments: argparse.Namespace) -> list[str]:
     target: Path = arguments.output
     if not target.parent.is_dir():
         raise BadInput(f"{target.parent}: no such directory to write {target.name} into")
-    arrays = [
+    x = _load(arguments.input)
+    h_0, c_0, lengths = (
         None if path is None else _load(path)
-        for path in (arguments.input, arguments.h0, arguments.c0)
-    ]
+        for path in (arguments.h0, arguments.c0, arguments.lengths)
+    )
     with Client(arguments.url, arguments.model, timeout_s=arguments.timeout) as client:
-        result = client.infer(*arrays)  # type: ignore[arg-type]
+        result = client.infer(x, h_0, c_0, lengths=lengths)
     got = _arrays(result)
     _save(target, got)
     return [f"{name} {list(array.shape)} {array.dtype}" for name, array in got.items()]
@@ -69,9 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("infer", parents=[server], help="run a model over an array")
     run.add_argument("--model", required=True)
-    run.add_argument("--input", required=True, type=Path, help=".npy, float32 [B, T, I]")
-    run.add_argument("--h0", type=Path, help=".npy, float32 [B, L·D, H]")
-    run.add_argument("--c0", type=Path, help=".npy, float32 [B, L·D, H], LSTM only")
+    run.add_argument(
+        "--input", required=True, type=Path, help=".npy, float32 [B, T, I], or integers [B, T]: ids"
+    )
+    run.add_argument("--h0", type=Path, help=".npy, float32 [B, N, H]")
+    run.add_argument("--c0", type=Path, help=".npy, float32 [B, N, H], LSTM only")
+    run.add_argument("--lengths", type=Path, help=".npy, integers [B]: the steps of each row")
     run.add_argument("--output", required=True, type=Path, help="the .npz to write")
     run.set_defaults(run=infer)
     listing = commands.add_parser("models", parents=[server], help="list the server's models")

@@ -1,6 +1,6 @@
 """The client: checks a call against the model, sends it, and builds the answer.
 
-B batch, T time, I input size, H hidden size, L layers, D directions.
+B batch, T time, I input size, N and H a state's recurrences and their size (see `signature`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from looprnn_client.errors import BadInput, LoopRNNClientError, ServerError
 from looprnn_client.explain import explain
@@ -25,15 +26,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """The answer to one call; an array is None when it was not asked for or the cell has no c.
+    """The answer to one call; an array is None when it was not asked for or the model has none.
 
-    output: [B, T, D·H], the hidden state of every step. h_n, c_n: [B, L·D, H], the last states.
+    output: [B, T, ...], what the last layer puts out at every step; output_reverse: the same of its
+    reverse direction, where the model keeps the two apart. h_n, c_n: [B, N, H], the last states.
+    head: [B, T, size] or [B, size], what the linear layer at the end makes of every step or of
+    the last.
     Each is float32, C-contiguous, writable, and memory of its own.
     """
 
     output: Array | None = None
+    output_reverse: Array | None = None
     h_n: Array | None = None
     c_n: Array | None = None
+    head: Array | None = None
 
 
 class Client:
@@ -65,15 +71,19 @@ class Client:
 
     def infer(
         self,
-        x: Array,
+        x: Array | NDArray[np.integer[Any]],
         h_0: Array | None = None,
         c_0: Array | None = None,
+        *,
+        lengths: Sequence[int] | NDArray[np.integer[Any]] | None = None,
         outputs: Sequence[str] | None = None,
     ) -> Result:
-        """Runs the model over x: [B, T, I] float32, from h_0 and c_0: [B, L·D, H] float32.
+        """Runs the model over x: [B, T, I] float32, from h_0 and c_0: [B, N, H] float32.
 
-        A state left out is what the model starts from by itself. outputs: names among "output",
-        "h_n" and "c_n"; None is all. A call that fails makes the next one read the model again.
+        x: ids [B, T] of any integer type where the model has a vocabulary. A state left out is what
+        the model starts from by itself. lengths: [B] integers in 0..T, the steps of each row that
+        count, the rest being padding on the right; None is T for every row. outputs: names among
+        `signature.outputs`; None is all. A call that fails makes the next one read the model again.
         Raises BadInput before anything is sent, UnknownModel, NotReady, Unreachable, Timeout,
         ServerError, and BadInput for what only the server could know.
         """
@@ -81,9 +91,9 @@ class Client:
         def call(deadline: float) -> Result:
             signature = self._read_signature(deadline)
             names = signature.check_outputs(outputs)
-            arrays = signature.check_inputs(x, h_0, c_0)
+            arrays = signature.check_inputs(x, h_0, c_0, lengths)
             answer = self._transport.infer(self._model, arrays, names, _left(deadline))
-            batch, steps, _ = arrays["input"].shape
+            batch, steps = arrays["input"].shape[:2]
             built: dict[str, Array] = {}
             for name in names:
                 want, got = signature.shape(name, batch, steps), answer.get(name)

@@ -1,35 +1,52 @@
 """What a model takes and gives, and the check of every array against it.
 
-B batch, T time, I input size, H hidden size, L layers, D directions.
+B batch, T time, I input size. A state is [B, N, H]: N recurrences, layers times directions, of H
+each; where their sizes differ, N is 1 and H the sum of all. h and c may differ in both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from looprnn_client.arrays import check_finite, check_range, float32, int32, integers, mend_state
 from looprnn_client.errors import BadInput, ServerError
 from looprnn_client.explain import nearest
-from looprnn_client.transport import Array
+from looprnn_client.transport import Tensor
+
+Dims = dict[str, tuple[int, ...]]
+
+# The types and dims that looprnn gives each tensor, without B: T is -1, n is a size. A name that
+# is not here is a later looprnn's, and left alone.
+TAKES = {
+    "input": ("TYPE_FP32 T n", "TYPE_INT32 T"),
+    "lengths": ("TYPE_INT32 n",),
+    "h_0": ("TYPE_FP32 n n",),
+    "c_0": ("TYPE_FP32 n n",),
+}
+GIVES = {
+    "output": ("TYPE_FP32 T n",),
+    "output_reverse": ("TYPE_FP32 T n",),
+    "h_n": ("TYPE_FP32 n n",),
+    "c_n": ("TYPE_FP32 n n",),
+    "head": ("TYPE_FP32 T n", "TYPE_FP32 n"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """One model's sizes. `input` is [B, T, inputs], h_0 and c_0 are [B, states, hidden].
+    """One model's arrays and limits.
 
-    `output` is [B, T, directions·hidden], h_n and c_n are [B, states, hidden].
-    states is L·D; time_max is None when the server names no limit; engine is None when unnamed.
+    takes, gives: each input and output by name, its dims without B, and -1 where T stands.
+    vocabulary: input is ids [B, T] below it; None where input is [B, T, I].
+    time_max is None when the server names no limit; engine is None when unnamed.
     """
 
     model: str
-    inputs: int
-    hidden: int
-    states: int
-    directions: int
-    has_cell: bool
+    takes: Mapping[str, tuple[int, ...]] = field(hash=False)
+    gives: Mapping[str, tuple[int, ...]] = field(hash=False)
+    vocabulary: int | None
     batch_max: int
     time_max: int | None
     engine: str | None
@@ -38,48 +55,53 @@ class Signature:
     def from_config(cls, model: str, config: Mapping[str, Any]) -> Signature:
         """From Triton's ModelConfig as JSON. Raises ServerError when the contract is another."""
         try:
-            takes = {row["name"]: _dims(row) for row in config["input"]}
-            gives = {row["name"]: _dims(row) for row in config["output"]}
+            takes, gives = _dims(config["input"], TAKES), _dims(config["output"], GIVES)
             notes = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
-            (time, inputs), (_, width), (states, hidden) = (
-                takes["input"], gives["output"], gives["h_n"],
-            )  # fmt: skip
             signature = cls(
                 model=model,
-                inputs=inputs,
-                hidden=hidden,
-                states=states,
-                directions=width // hidden,
-                has_cell="c_n" in gives,
+                # on the wire lengths is [B, 1]: Triton has no dims for one number a row
+                takes=takes | ({"lengths": ()} if "lengths" in takes else {}),
+                gives=gives,
+                vocabulary=int(notes["vocabulary"]) if takes["input"] == (-1,) else None,
                 batch_max=int(config.get("max_batch_size", 0)),
                 time_max=int(notes["time_max"]) if "time_max" in notes else None,
                 engine=notes.get("engine"),
             )
-            sizes = (inputs, hidden, states, signature.batch_max, signature.directions)
             if (
-                time != -1
-                or min(sizes) < 1
-                or width % hidden
-                or ("c_0" in takes) != ("c_n" in gives)
+                "output" not in gives
+                or takes["h_0"] != gives["h_n"]
+                or takes.get("c_0") != gives.get("c_n")
+                or takes.get("lengths", (1,)) != (1,)
+                or signature.batch_max < 1
+                or (signature.vocabulary is not None and signature.vocabulary < 1)
             ):
                 raise ValueError(f"inputs {takes}, outputs {gives}, batch {signature.batch_max}")
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ServerError(
                 f"{model!r} is not a model that looprnn made: its configuration does not fit "
-                f"input [T, I] and output, h_n ({type(error).__name__}: {error})"
+                f"input [T, I] or [T] and output, h_n ({type(error).__name__}: {error})"
             ) from error
         return signature
 
     @property
+    def inputs(self) -> int | None:
+        """I; None where input is ids."""
+        return self.takes["input"][1] if self.vocabulary is None else None
+
+    @property
+    def has_cell(self) -> bool:
+        """Whether there are c_0 and c_n."""
+        return "c_0" in self.takes
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """The names a caller may ask for."""
-        return ("output", "h_n", "c_n") if self.has_cell else ("output", "h_n")
+        return tuple(self.gives)
 
-    def shape(self, output: str, batch: int, time: int) -> tuple[int, int, int]:
-        """What the array called `output` must be for an input of batch rows and time steps."""
-        if output == "output":
-            return (batch, time, self.directions * self.hidden)
-        return (batch, self.states, self.hidden)
+    def shape(self, name: str, batch: int, time: int) -> tuple[int, ...]:
+        """The shape of an input or output, for an input of batch rows and time steps."""
+        dims = self.takes[name] if name in self.takes else self.gives[name]
+        return (batch, *(time if dim == -1 else dim for dim in dims))
 
     def check_outputs(self, names: Sequence[str] | None) -> tuple[str, ...]:
         """The outputs to ask for, each once; None is all of them. Raises BadInput."""
@@ -98,91 +120,96 @@ class Signature:
             raise BadInput("outputs is empty, so there is nothing to ask for; None asks for all")
         return wanted
 
-    def check_inputs(self, x: object, h_0: object, c_0: object) -> dict[str, Array]:
+    def check_inputs(
+        self, x: object, h_0: object, c_0: object, lengths: object
+    ) -> dict[str, Tensor]:
         """The arrays to send, by wire name. Raises BadInput, which names array and limit."""
         if c_0 is not None and not self.has_cell:
             raise BadInput(f"c_0 was given, but {self.model} has no cell state; leave c_0 out")
-        arrays = {"input": _float32("input", x)}
-        batch = self._check_input(arrays["input"])
-        want = (batch, self.states, self.hidden)
+        if lengths is not None and "lengths" not in self.takes:
+            raise BadInput(
+                f"lengths was given, but {self.model} reads every row to its end; it needs a "
+                "variant with lengths = true"
+            )
+        arrays: dict[str, Tensor] = {"input": self._check_input(x)}
+        batch, time = arrays["input"].shape[:2]
+        if lengths is not None:
+            arrays["lengths"] = self._check_lengths(lengths, batch, time)
         for name, state in (("h_0", h_0), ("c_0", c_0)):
             if state is None:
                 continue
-            arrays[name] = array = _float32(name, state)
+            arrays[name] = array = float32(name, state)
+            want = self.shape(name, batch, time)
             if array.shape != want:
                 raise BadInput(
-                    f"{name} is {list(array.shape)}, but {self.model} takes [B, L·D, H] = "
-                    f"{list(want)} with this input, batch first{_mend_state(array.shape, want)}"
+                    f"{name} is {list(array.shape)}, but {self.model} takes [B, N, H] = "
+                    f"{list(want)} with this input, batch first{mend_state(array.shape, want)}"
                 )
-        for name, array in arrays.items():
-            _check_finite(name, array)
+            check_finite(name, array)
         return arrays
 
-    def _check_input(self, x: Array) -> int:
-        """The batch size of x."""
-        takes = (
-            f"{self.model} takes [B, T, I] = [1..{self.batch_max}, {self._times}, {self.inputs}]"
-        )
-        got = f"input is {list(x.shape)}, but {takes}"
-        if x.ndim != 3:
-            hint = "; one sequence is a batch of one: x[np.newaxis]" if x.ndim == 2 else ""
-            raise BadInput(f"{got}{hint}")
-        batch, time, inputs = x.shape
-        if inputs != self.inputs:
-            raise BadInput(f"{got}; the last axis is the input size")
+    def _check_input(self, x: object) -> Tensor:
+        """float32 [B, T, I], or ids as int32 [B, T]."""
+        if self.vocabulary is None:
+            numbers = float32("input", x)
+            self._check_sizes(numbers.shape)
+            check_finite("input", numbers)
+            return numbers
+        ids = integers("input", x, f"{self.model} takes ids, which are")
+        self._check_sizes(ids.shape)
+        limit = f"{self.model} has ids of 0..{self.vocabulary - 1}, padding included"
+        check_range("input", ids, self.vocabulary - 1, limit)
+        return int32(ids)
+
+    def _check_sizes(self, got: tuple[int, ...]) -> None:
+        axes, sizes = "B, T", f"1..{self.batch_max}, {self._times}"
+        if self.inputs is not None:
+            axes, sizes = f"{axes}, I", f"{sizes}, {self.inputs}"
+        rank = len(self.takes["input"]) + 1
+        says = f"input is {list(got)}, but {self.model} takes [{axes}] = [{sizes}]"
+        if len(got) != rank:
+            hint = "; one sequence is a batch of one: x[np.newaxis]" if len(got) == rank - 1 else ""
+            raise BadInput(f"{says}{hint}")
+        batch, time = got[:2]
+        if self.inputs is not None and got[2] != self.inputs:
+            raise BadInput(f"{says}; the last axis is the input size")
         if batch < 1:
-            raise BadInput(f"{got}; there is no row to compute")
+            raise BadInput(f"{says}; there is no row to compute")
         if time < 1:
-            raise BadInput(f"{got}; there is no step to compute")
+            raise BadInput(f"{says}; there is no step to compute")
         if batch > self.batch_max:
-            raise BadInput(f"{got}; send it in parts of at most {self.batch_max} rows")
+            raise BadInput(f"{says}; send it in parts of at most {self.batch_max} rows")
         if self.time_max is not None and time > self.time_max:
             raise BadInput(
-                f"{got}; cut the sequence at {self.time_max} steps"
-                + ("" if self.directions == 2 else " and carry h_n (and c_n) on as h_0 (and c_0)")
+                f"{says}; cut the sequence at {self.time_max} steps, and where every layer runs "
+                "forward carry h_n (and c_n) on as h_0 (and c_0)"
             )
-        return batch
+
+    def _check_lengths(self, lengths: object, batch: int, time: int) -> Tensor:
+        """int32 [B, 1], as the wire has it."""
+        array = integers("lengths", lengths, "steps are")
+        if array.shape != (batch,):
+            raise BadInput(
+                f"lengths is {list(array.shape)}, but {self.model} takes [B] = [{batch}] with this "
+                "input, the steps of each row"
+            )
+        check_range("lengths", array, time, f"a row of this input has 0..{time} steps")
+        return int32(array)[:, None]
 
     @property
     def _times(self) -> str:
         return "1.." if self.time_max is None else f"1..{self.time_max}"
 
 
-def _dims(row: Mapping[str, Any]) -> list[int]:
-    """Dims without B. JSON from protobuf writes its 64-bit numbers as strings."""
-    if row["data_type"] != "TYPE_FP32":
-        raise ValueError(f"{row['name']} is {row['data_type']}, not TYPE_FP32")
-    return [int(dim) for dim in row["dims"]]
-
-
-def _float32(name: str, value: object) -> Array:
-    if isinstance(value, np.ma.MaskedArray):
-        raise BadInput(f"{name} is a masked array, and a mask cannot be sent; use x.filled(...)")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise BadInput(f"{name} is not an array of numbers: {error}") from error
-    if array.dtype != np.float32:
-        mend = "x.astype(np.float32)"
-        if not isinstance(value, np.ndarray):
-            mend = "np.asarray(x, dtype=np.float32)"
-        raise BadInput(f"{name} is {array.dtype}, but the wire is float32; send {mend}")
-    return array
-
-
-def _check_finite(name: str, array: Array) -> None:
-    finite = np.isfinite(array)
-    if not finite.all():
-        index = tuple(int(i) for i in np.unravel_index(np.argmin(finite), array.shape))
-        raise BadInput(
-            f"{name}{list(index)} is {array[index]}; every value must be finite, because engines "
-            "differ in what they make of NaN and Inf"
-        )
-
-
-def _mend_state(got: tuple[int, ...], want: tuple[int, int, int]) -> str:
-    if got == (want[1], want[0], want[2]):
-        return "; states come layers first from PyTorch: swapaxes(0, 1)"
-    if got == want[1:] and want[0] == 1:
-        return "; add the batch axis: [np.newaxis]"
-    return ""
+def _dims(rows: Sequence[Mapping[str, Any]], contract: Mapping[str, tuple[str, ...]]) -> Dims:
+    """Dims without B, by name. JSON from protobuf writes its 64-bit numbers as strings."""
+    found: Dims = {}
+    for row in rows:
+        if row["name"] not in contract:
+            continue
+        dims = tuple(int(dim) for dim in row["dims"])
+        kinds = ["T" if dim == -1 else "n" if dim > 0 else str(dim) for dim in dims]
+        if " ".join([row["data_type"], *kinds]) not in contract[row["name"]]:
+            raise ValueError(f"{row['name']} is {row['data_type']} {list(dims)}")
+        found[row["name"]] = dims
+    return found

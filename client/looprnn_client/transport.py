@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from looprnn_client.errors import BadInput
 
 Array = NDArray[np.float32]
+Tensor = NDArray[np.float32] | NDArray[np.int32]  # what a call may send
 
 
 class Code(Enum):
@@ -60,9 +61,9 @@ class Transport(Protocol):
         """The repository's rows: name, and version, state and reason where they are not empty."""
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout_s: float
+        self, model: str, inputs: Mapping[str, Tensor], outputs: Sequence[str], timeout_s: float
     ) -> dict[str, NDArray[Any]]:
-        """Sends float32 inputs as they are; returns those of `outputs` that came back."""
+        """Sends float32 and int32 inputs as they are; returns those of `outputs` that came back."""
 
     def close(self) -> None:
         """Once is enough, twice is fine; calls under way fail."""
