@@ -1,11 +1,9 @@
 """RNNSpec and its parts: what a model is. A spec that exists is valid.
 
-B batch, T time, I input size, H hidden size, P what a step puts out (H, or proj_size), D
-directions, L layers.
+B batch, T time, I input size, H hidden size, P what a step puts out, D directions, L layers.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -18,56 +16,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from looprnn.errors import SpecError
+from looprnn.layer import (
+    ACTIVATIONS,
+    GATES,
+    ROLES,
+    Activation,
+    Layer,
+    is_finite,
+    near,
+    one_of,
+    whole,
+)
 
-FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
-GATES: Final = {"rnn": "h", "lstm": "ifgo", "gru": "rzn"}  # house order, PyTorch's
-DIRECTIONS: Final = {
-    "forward": ("forward",),
-    "reverse": ("reverse",),
-    "bidirectional": ("forward", "reverse"),
-}
-MERGES: Final = ("concat", "sum", "mul", "average", "none")
+# A spec's layers are of it: who needs both finds both here.
+__all__ = [
+    "ACTIVATIONS",
+    "GATES",
+    "ROLES",
+    "Activation",
+    "Head",
+    "Layer",
+    "Profile",
+    "RNNSpec",
+    "Range",
+    "WeightSource",
+    "near",
+]
+
 PRECISIONS: Final = ("fp32", "fp16", "fp16_state", "bf16")
-# kind → default alpha, beta; None where the field has no common default and they must be given.
-ACTIVATIONS: Final[dict[str, tuple[float, float] | None]] = {
-    "tanh": (0.0, 0.0),
-    "relu": (0.0, 0.0),
-    "sigmoid": (0.0, 0.0),
-    "softsign": (0.0, 0.0),
-    "softplus": (0.0, 0.0),
-    "hard_sigmoid": (0.2, 0.5),
-    "leaky_relu": (0.01, 0.0),
-    "elu": (1.0, 0.0),
-    "thresholded_relu": (1.0, 0.0),
-    "scaled_tanh": None,
-    "affine": None,
-}
-# The activations of each cell by role: the gates' f, the candidate's g, the LSTM's h on its c.
-ROLES: Final = {"rnn": ("tanh",), "gru": ("sigmoid", "tanh"), "lstm": ("sigmoid", "tanh", "tanh")}
-
-
-def one_of(what: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises SpecError, with the nearest choice, if the value is none of them."""
-    if value not in choices:
-        raise SpecError(
-            f"{what} must be one of {', '.join(choices)}; got {value!r}{near(value, choices)}"
-        )
-
-
-def near(value: object, choices: tuple[str, ...]) -> str:
-    """ ". Did you mean 'x'?", or nothing."""
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
-
-
-def _finite(value: object) -> bool:
-    """A number that float32 can hold."""
-    return type(value) in (int, float) and abs(value) <= FLOAT32_MAX  # type: ignore[operator]
-
-
-def _whole(what: str, value: object, least: int = 1) -> None:
-    if type(value) is not int or value < least:
-        raise SpecError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,152 +100,10 @@ class WeightSource:
             )
         for name in ("constant", "bias"):
             value = getattr(self, name)
-            if value is not None and not _finite(value):
+            if value is not None and not is_finite(value):
                 raise SpecError(f"weights.{name} must be a finite number, got {value!r}")
         if self.seed is not None:
-            _whole("weights.seed", self.seed, least=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """A scalar function by ONNX's name and formula, in snake case; alpha and beta where it has
-    them.
-
-    hard_sigmoid is max(0, min(1, alpha·x + beta)): alpha 0.2 in ONNX and Keras 2, 1/6 in Keras 3
-    and PyTorch. scaled_tanh alpha·tanh(beta·x), affine alpha·x + beta, leaky_relu and elu have
-    alpha, thresholded_relu is x where x > alpha, else 0.
-    """
-
-    kind: str
-    alpha: float | None = None
-    beta: float | None = None
-
-    def __post_init__(self) -> None:
-        one_of("activation", self.kind, tuple(ACTIVATIONS))
-        default = ACTIVATIONS[self.kind]
-        for k, name in enumerate(("alpha", "beta")):
-            value = getattr(self, name)
-            if value is None and default is None:
-                raise SpecError(
-                    f"{self.kind} needs alpha and beta: "
-                    f"{{ kind = {self.kind!r}, alpha = …, beta = … }}"
-                )
-            if value is None and default is not None:
-                object.__setattr__(self, name, default[k])
-            elif not _finite(value):
-                raise SpecError(f"{self.kind}: {name} must be a finite number, got {value!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """One recurrent layer, in one or both directions.
-
-    activations          by role: rnn (f,), gru (f, g), lstm (f, g, h); empty for the usual ones
-    activations_reverse  those of the reverse direction, where they differ
-    merge                how two directions join: concat on the feature axis, sum, mul, average, or
-                         none: two outputs
-    bias                 False: no bias arrays
-    skip_input           TensorRT's SKIP mode: no W, every gate reads the input itself; needs I = H
-    residual             the layer's input is added to its output; needs equal sizes
-    peepholes            LSTM (Gers 2000): i and f see the old c, o the new c
-    coupled              LSTM (Greff 2015, CIFG): f = 1 - i
-    proj_size            LSTM (Sak 2014): h is projected to this size
-    clip                 the input of every gate's activation is clipped to ±clip
-    cell_clip            LSTM: c is clipped to ±cell_clip
-    reset                GRU: it acts "after" the product with R (PyTorch), or "before" (Cho 2014)
-    layer_norm           LSTM (Ba 2016, eq. 20-22, as in haste): W·x, R·h and c are normalized
-    """
-
-    cell: Literal["rnn", "lstm", "gru"]
-    hidden_size: int
-    direction: Literal["forward", "reverse", "bidirectional"] = "forward"
-    activations: tuple[Activation, ...] = ()
-    activations_reverse: tuple[Activation, ...] = ()
-    merge: Literal["concat", "sum", "mul", "average", "none"] = "concat"
-    bias: bool = True
-    skip_input: bool = False
-    residual: bool = False
-    peepholes: bool = False
-    coupled: bool = False
-    proj_size: int | None = None
-    clip: float | None = None
-    cell_clip: float | None = None
-    reset: Literal["after", "before"] = "after"
-    layer_norm: bool = False
-
-    def __post_init__(self) -> None:
-        one_of("cell", self.cell, tuple(GATES))
-        one_of("direction", self.direction, tuple(DIRECTIONS))
-        one_of("merge", self.merge, MERGES)
-        one_of("reset", self.reset, ("after", "before"))
-        _whole("hidden_size", self.hidden_size)
-        if not self.activations:
-            usual = tuple(Activation(kind) for kind in ROLES[self.cell])
-            object.__setattr__(self, "activations", usual)
-        if not self.activations_reverse:
-            object.__setattr__(self, "activations_reverse", self.activations)
-        for name in ("activations", "activations_reverse"):
-            if len(getattr(self, name)) != len(ROLES[self.cell]):
-                raise SpecError(
-                    f"{name}: {self.cell} has {len(ROLES[self.cell])} (usually "
-                    f"{', '.join(ROLES[self.cell])}), got {len(getattr(self, name))}"
-                )
-        if self.direction != "bidirectional" and self.merge != "concat":
-            raise SpecError(
-                f"merge = {self.merge!r} is for bidirectional layers, this is {self.direction}"
-            )
-        self._check_cell_options()
-
-    def _check_cell_options(self) -> None:
-        if self.cell != "lstm":
-            for name in ("peepholes", "coupled", "proj_size", "cell_clip", "layer_norm"):
-                if getattr(self, name):
-                    raise SpecError(f"{name} is the lstm's, this is {self.cell}")
-        if self.cell != "gru" and self.reset != "after":
-            raise SpecError(f"reset is the gru's, this is {self.cell}")
-        for name in ("clip", "cell_clip"):
-            value = getattr(self, name)
-            if value is not None and not (_finite(value) and value > 0):
-                raise SpecError(f"{name} must be a number above 0, got {value!r}")
-        if self.proj_size is not None:
-            _whole("proj_size", self.proj_size)
-            if self.proj_size >= self.hidden_size:
-                raise SpecError(
-                    "proj_size must be below hidden_size, "
-                    f"got {self.proj_size} and {self.hidden_size}"
-                )
-        if self.layer_norm and self.skip_input:
-            raise SpecError("layer_norm normalizes W·x; with skip_input there is no W")
-
-    @property
-    def gates(self) -> str:
-        """One letter a gate, in the order the weights are stacked."""
-        return GATES[self.cell]
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """The recurrences of the layer; D is their number."""
-        return DIRECTIONS[self.direction]
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """The recurrent states: ("h",) or ("h", "c")."""
-        return ("h", "c") if self.cell == "lstm" else ("h",)
-
-    def state_size(self, state: str) -> int:
-        """P for h, H for c."""
-        return self.proj_size or self.hidden_size if state == "h" else self.hidden_size
-
-    @property
-    def output_size(self) -> int:
-        """The last axis of the layer's output: D·P, or P where the directions are merged into
-        one.
-        """
-        joined = len(self.directions) if self.merge == "concat" else 1
-        return joined * self.state_size("h")
-
-    def activations_of(self, direction: str) -> tuple[Activation, ...]:
-        return self.activations if direction == "forward" else self.activations_reverse
+            whole("weights.seed", self.seed, least=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +120,7 @@ class Head:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _whole("head.size", self.size)
+        whole("head.size", self.size)
         one_of("head.on", self.on, ("output", "last"))
         one_of("head.activation", self.activation, ("none", "sigmoid", "softmax"))
 
@@ -329,18 +163,18 @@ class RNNSpec:
             raise SpecError(f"{self.name}: {error}") from None
 
     def _check(self) -> None:
-        _whole("input_size", self.input_size)
+        whole("input_size", self.input_size)
         one_of("precision", self.precision, PRECISIONS)
         one_of("padding", self.padding, ("zero", "repeat"))
         if not self.layers:
             raise SpecError("there must be at least one layer")
         for state in ("h_0", "c_0"):
-            if not _finite(getattr(self, state)):
+            if not is_finite(getattr(self, state)):
                 raise SpecError(f"{state} must be a finite number, got {getattr(self, state)!r}")
         if self.c_0 != 0 and "c" not in self.states:
             raise SpecError(f"only an lstm has c_0, got {self.c_0!r}")
         if self.vocabulary is not None:
-            _whole("vocabulary", self.vocabulary)
+            whole("vocabulary", self.vocabulary)
         if self.padding == "repeat" and not self.lengths:
             raise SpecError(
                 "padding = 'repeat' says what stands past a row's length: set lengths = true"

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "looprnn"
 # Each may import those before it. errors, spec … client: the line that data follows.
 FLOW = [
     "errors",
+    "layer",
     "spec",
     "variants",
     "weights",
@@ -29,6 +30,10 @@ FLOW = [
     "triton_model",
     "importers",
     "build",
+    "verify",
+    "inspect",
+    "importing",
+    "refit",
     "server",
     "demo",
     "cli",
