@@ -53,8 +53,9 @@ def near(value: object, choices: tuple[str, ...]) -> str:
 
 def is_finite(value: object) -> bool:
     """A number that float32 can hold."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= FLOAT32_MAX  # NaN is not
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= FLOAT32_MAX  # which NaN is not
 
 
 def whole(what: str, value: object, least: int = 1) -> None:
