@@ -14,6 +14,7 @@ import re
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from looprnn import importers
-from looprnn.errors import WeightsError
+from looprnn.errors import SpecError, WeightsError
 
 Array = NDArray[Any]
 Groups = dict[str, dict[str, Any]]  # path of a group of variables → name → h5py.Dataset
@@ -33,6 +34,9 @@ CONFIG_MAX: Final = 16 << 20  # bytes of JSON; a real model's is below one MiB
 OBJECTS_MAX: Final = 10_000  # groups and datasets of one layer
 EXPANSION_MAX: Final = 1100  # deflate makes at most 1032 bytes of one
 CHUNK_MAX: Final = 1 << 20  # a chunk may be larger than its dataset, but not by more than this
+UNREADABLE: Final = (  # what zipfile, zlib and h5py raise for bytes that are not as they should be
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, LookupError, ValueError,
+)  # fmt: skip
 WHOLE_MODEL: Final = "Import the file that model.save('model.keras') writes"
 
 
@@ -127,9 +131,9 @@ class Saved:
         return array.astype(np.float32) if size == 2 else array
 
 
-def child(group: Any, name: str, origin: str) -> Any:
+def child(group: Any, name: Any, origin: str) -> Any:
     """group[name] or None, if it lies there itself: links lead out of the file or in circles."""
-    link = name.encode()
+    link = name.encode() if isinstance(name, str) else name  # bytes, where they are no UTF-8
     if not name or not group.id.links.exists(link):
         return None
     if group.id.links.get_info(link).type != h5py.h5l.TYPE_HARD:
@@ -190,15 +194,10 @@ def opened(path: Path) -> Iterator[Saved]:
             yield _native(path, held) if zipped else _legacy(path, held)
     except RecursionError:
         raise WeightsError(f"{path}: nested too deeply") from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        RuntimeError,
-        LookupError,
-        ValueError,
-    ) as error:
+    except (WeightsError, SpecError) as error:
+        told = str(error).startswith(str(path))
+        raise type(error)(str(error) if told else f"{path}: {error}") from error.__cause__
+    except UNREADABLE as error:
         raise WeightsError(f"{path}: not a readable file of Keras: {error}") from error
 
 
@@ -208,7 +207,7 @@ def _native(path: Path, held: ExitStack) -> Saved:
     for name in members:
         if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
             raise WeightsError(f"{path}: it holds {name!r}, a path that leads out; refused")
-    if doubled := [name for name in set(members) if members.count(name) > 1]:
+    if doubled := [name for name, times in Counter(members).items() if times > 1]:
         raise WeightsError(f"{path}: it holds {doubled[0]!r} twice")
     if sum(info.file_size for info in archive.infolist()) > importers.BYTES_MAX:
         raise WeightsError(f"{path}: it unpacks to more than {importers.BYTES_MAX} bytes")
