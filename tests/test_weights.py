@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from looprnn import weights
+from looprnn import reference, weights
 from looprnn.errors import WeightsError
 from looprnn.spec import Layer, RNNSpec, WeightSource
 
@@ -45,7 +45,10 @@ def test_half_precision_files_are_widened(tmp_path, arrays):
             r"weight_ih_l0 is \[3, 8\], w needs \[8, 3\]",
         ),
         (lambda a: a.update(bias_ih_l0=np.zeros(8, np.int32)), "bias_ih_l0 is int32"),
-        (lambda a: a.update(bias_ih_l0=np.full(8, np.nan, np.float32)), "bias_ih_l0 holds NaN, Inf"),
+        (
+            lambda a: a.update(bias_ih_l0=np.full(8, np.nan, np.float32)),
+            "bias_ih_l0 holds NaN, Inf",
+        ),
     ],
 )
 def test_what_does_not_fit_names_the_array_and_the_file(tmp_path, arrays, change, words):
@@ -95,3 +98,20 @@ def test_a_seed_is_reproducible_and_stays_in_its_range():
 def test_equal_bytes_in_another_array_are_another_digest(arrays):
     swapped = {**arrays, "bias_ih_l0": arrays["bias_hh_l0"], "bias_hh_l0": arrays["bias_ih_l0"]}
     assert weights.digest(swapped) != weights.digest(arrays)
+
+
+def test_a_flipped_update_gate_is_ours_after_conversion():
+    """h = z·n + (1 - z)·h with one pair of weights is h = (1 - z)·n + z·h with the converted one."""
+    layer = Layer(cell="gru", hidden_size=3)
+    spec = RNNSpec(name="g", input_size=2, layers=(layer,), weights=WeightSource(seed=5))
+    theirs = weights.load_weights(spec)
+    x, h = np.array([0.3, -0.8]), np.array([0.5, -0.2, 0.1])
+    from_x, from_h = (
+        theirs[f"weight_{k}_l0"].astype(np.float64) @ v + theirs[f"bias_{k}_l0"]
+        for k, v in (("ih", x), ("hh", h))
+    )
+    r, z = (1 / (1 + np.exp(-(from_x + from_h)[rows])) for rows in (slice(3), slice(3, 6)))
+    n = np.tanh(from_x[6:] + r * from_h[6:])
+    ours = {name: weights.flip_update_gate(a) for name, a in theirs.items()}
+    got = reference.run(spec, ours, {"input": x[None, None], "h_0": h[None, None]})
+    np.testing.assert_allclose(got["h_n"][0, 0], z * n + (1 - z) * h, rtol=0, atol=1e-12)
