@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from looprnn.spec import Activation, Layer
+from looprnn.spec import Activation, Head, Layer
 from looprnn.weights import layer_shapes, suffix
 
 Tensor = Any
@@ -52,6 +52,13 @@ class Ops(ABC):
     @abstractmethod
     def split(self, name: str, x: Tensor, parts: Sequence[str], size: int) -> dict[str, Tensor]:
         """[B, len(parts)·size] → one [B, size] a part."""
+
+    @abstractmethod
+    def concatenate(self, name: str, parts: list[Tensor], axis: int) -> Tensor: ...
+
+    @abstractmethod
+    def softmax(self, name: str, x: Tensor) -> Tensor:
+        """Over the last axis."""
 
     def clip(self, name: str, x: Tensor, limit: float | None) -> Tensor:
         if limit is None:
@@ -210,6 +217,29 @@ def lstm_step(ops: Ops, rec: Recurrence, xw: Tensor, state: dict[str, Tensor]) -
     if layer.proj_size:
         h = ops.product("projection", h, rec.arrays["weight_hr"].T)
     return {"h": h, "c": c}
+
+
+def merge(ops: Ops, layer: Layer, halves: list[Tensor]) -> list[Tensor]:
+    """Each direction's output [B, T, P] → the layer's one, or two with merge = "none"."""
+    if len(halves) == 1 or layer.merge == "none":
+        return halves
+    if layer.merge == "concat":
+        return [ops.concatenate("merge", halves, 2)]
+    joined = ops.binary("merge", "mul" if layer.merge == "mul" else "add", *halves)
+    if layer.merge == "average":
+        half = ops.constant("half", np.full((1, 1, 1), 0.5))
+        joined = ops.binary("merge_half", "mul", joined, half)
+    return [joined]
+
+
+def linear(ops: Ops, head: Head, weights: Mapping[str, Array], y: Tensor) -> Tensor:
+    """y [..., F] → activation(y @ W.T + b) [..., size]"""
+    z = ops.product("y_w", y, weights["head.weight"].T)
+    if head.bias:
+        z = ops.binary("y_w_b", "add", z, ops.row("b", weights["head.bias"], z))
+    if head.activation == "sigmoid":
+        return ops.activate("sigmoid", Activation("sigmoid"), z)
+    return ops.softmax("softmax", z) if head.activation == "softmax" else z
 
 
 def recurrences(layer: Layer, k: int, weights: Mapping[str, Array]) -> dict[str, Recurrence]:

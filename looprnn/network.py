@@ -15,7 +15,7 @@ engines/tensorrt.py.
 from dataclasses import dataclass
 from typing import Any
 
-from looprnn.cells import Recurrence, Tensor, project, recurrences, step
+from looprnn.cells import Recurrence, Tensor, linear, merge, project, recurrences, step
 from looprnn.network_ops import Net
 from looprnn.spec import Layer, RNNSpec
 from looprnn.weights import Weights
@@ -116,7 +116,7 @@ def _layer(
         for s, tensor in last.items():
             ends[s].append(tensor)
     net.where = where
-    outputs = _merge(net, layer, halves)
+    outputs = merge(net, layer, halves)
     if layer.residual:
         outputs = [time.blanked("residual_valid", net.binary("residual", "add", outputs[0], x))]
     net.where = ""
@@ -166,29 +166,12 @@ def _direction(
     return output, ends
 
 
-def _merge(net: Net, layer: Layer, halves: list[Tensor]) -> list[Tensor]:
-    if len(halves) == 1 or layer.merge == "none":
-        return halves
-    if layer.merge == "concat":
-        return [net.concatenate("merge", halves, 2)]
-    joined = net.binary("merge", "mul" if layer.merge == "mul" else "add", *halves)
-    if layer.merge == "average":
-        joined = net.binary("merge_half", "mul", joined, net.filled("half", 0.5, joined))
-    return [joined]
-
-
 def _head(net: Net, time: Time, spec: RNNSpec, weights: Weights, y: Tensor) -> Tensor:
     """y [B, T, F] or [B, F] → activation(y @ W.T + b)"""
     head = spec.head
     assert head is not None
     net.where = "head"
-    z = net.product("y_w", y, weights["head.weight"].T)
-    if head.bias:
-        z = net.binary("y_w_b", "add", z, net.row("b", weights["head.bias"], z))
-    if head.activation == "sigmoid":
-        z = net.sigmoid("sigmoid", z)
-    elif head.activation == "softmax":
-        z = net.softmax("softmax", z)
+    z = linear(net, head, weights, y)
     z = time.blanked("valid", z) if head.on == "output" and spec.padding == "zero" else z
     net.where = ""
     return z

@@ -101,7 +101,7 @@ def test_equal_bytes_in_another_array_are_another_digest(arrays):
 
 
 def test_a_flipped_update_gate_is_ours_after_conversion():
-    """h = z·n + (1 - z)·h with one pair of weights is h = (1 - z)·n + z·h with the converted one."""
+    """h = z·n + (1 - z)·h with their weights is h = (1 - z)·n + z·h with the converted ones."""
     layer = Layer(cell="gru", hidden_size=3)
     spec = RNNSpec(name="g", input_size=2, layers=(layer,), weights=WeightSource(seed=5))
     theirs = weights.load_weights(spec)

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from looprnn.cells import Recurrence, project, recurrences, step
+from looprnn.cells import Recurrence, linear, merge, project, recurrences, step
 from looprnn.engines.onnx_ops import ACTIVATIONS, Graph, value
 from looprnn.spec import Layer, RNNSpec
 from looprnn.weights import Weights, reorder
@@ -64,7 +64,7 @@ def build_model(spec: RNNSpec, weights: Weights) -> onnx.ModelProto:
         g.where = f"l{k}"
         build = _native if native(layer, spec.padding) else _scanned
         halves, last = build(g, time, layer, recurrences(layer, k, weights), x, start)
-        outputs = _merge(g, layer, halves)
+        outputs = merge(g, layer, halves)
         if layer.residual:
             outputs = [time.blanked("residual_valid", g.binary("residual", "add", outputs[0], x))]
         g.where = ""
@@ -262,30 +262,12 @@ def _body(
     )
 
 
-def _merge(g: Graph, layer: Layer, halves: list[str]) -> list[str]:
-    if len(halves) == 1 or layer.merge == "none":
-        return halves
-    if layer.merge == "concat":
-        return [g.concatenate("merge", halves, 2)]
-    joined = g.binary("merge", "mul" if layer.merge == "mul" else "add", *halves)
-    if layer.merge == "average":
-        joined = g.binary("merge_half", "mul", joined, g.constant("half", np.full((1, 1, 1), 0.5)))
-    return [joined]
-
-
 def _head(g: Graph, time: Time, spec: RNNSpec, weights: Weights, y: str) -> str:
     """y [T, B, F] or [B, F] → activation(y @ W.T + b), batch first"""
     head = spec.head
     assert head is not None
     g.where = "head"
-    z = g.product("y_w", y, weights["head.weight"].T)
-    if head.bias:
-        z = g.binary("y_w_b", "add", z, g.row("b", weights["head.bias"], z))
-    if head.activation != "none":
-        op, attributes = (
-            ("Sigmoid", {}) if head.activation == "sigmoid" else ("Softmax", {"axis": -1})
-        )
-        z = g.node(head.activation, op, [z], **attributes)
+    z = linear(g, head, weights, y)
     if head.on == "output":
         z = time.blanked("valid", z) if spec.padding == "zero" else z
         z = g.transpose("batch_first", z, 1, 0, 2)

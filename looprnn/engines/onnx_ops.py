@@ -137,6 +137,9 @@ class Graph(Ops):
     def concatenate(self, name: str, parts: list[Tensor], axis: int) -> Tensor:
         return parts[0] if len(parts) == 1 else self.node(name, "Concat", parts, axis=axis)
 
+    def softmax(self, name: str, x: Tensor) -> Tensor:
+        return self.node(name, "Softmax", [x], axis=-1)
+
     def select(self, name: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         return self.node(name, "Where", [condition, yes, no], self.rank(yes))
 
