@@ -99,7 +99,7 @@ class PinnedBuffer:
                 f"{list(shape)} {kind} needs {size} bytes, the buffer holds {self.size}"
             )
         memory = (ctypes.c_byte * size).from_address(self.address)
-        return np.frombuffer(memory, kind).reshape(shape)
+        return np.ctypeslib.as_array(memory).view(kind).reshape(shape)
 
 
 def copy_in(device: DeviceBuffer, host: PinnedBuffer, size: int, stream: Stream) -> None:

@@ -200,15 +200,12 @@ def direction_of(
 def merged(merge: str, halves: list[Array]) -> list[Array]:
     if len(halves) == 1 or merge == "none":
         return halves
+    if merge == "concat":
+        return [np.concatenate(halves, axis=2)]
     forward, reverse = halves
-    return [
-        {
-            "concat": lambda: np.concatenate(halves, axis=2),
-            "sum": lambda: forward + reverse,
-            "mul": lambda: forward * reverse,
-            "average": lambda: (forward + reverse) / 2.0,
-        }[merge]()
-    ]
+    if merge == "mul":
+        return [forward * reverse]
+    return [forward + reverse if merge == "sum" else (forward + reverse) / 2.0]
 
 
 def head(head: Any, weights: Mapping[str, Array], y: Array) -> Array:

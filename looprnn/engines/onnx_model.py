@@ -5,6 +5,8 @@ LSTM-14, GRU-14), else a Scan whose body is the step of cells.py. Inside the mod
 it transposes on both sides.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -151,7 +153,8 @@ def _native(
         )
     )
     g.known(outputs[0], 4)
-    halves, last = [], {}
+    halves: list[str] = []
+    last: dict[str, State] = {}
     for k, direction in enumerate(directions):
         halves.append(g.take(f"{direction}/y", outputs[0], k, 1))
         last[direction] = {}
@@ -164,8 +167,8 @@ def _native(
     return halves, last
 
 
-def _attributes(layer: Layer) -> dict[str, object]:
-    found: dict[str, object] = {"hidden_size": layer.hidden_size, "direction": layer.direction}
+def _attributes(layer: Layer) -> dict[str, Any]:
+    found: dict[str, Any] = {"hidden_size": layer.hidden_size, "direction": layer.direction}
     acts = [a for d in layer.directions for a in layer.activations_of(d)]
     found["activations"] = [ACTIVATIONS[a.kind][0] for a in acts]
     for key in ("alpha", "beta"):
@@ -210,7 +213,8 @@ def _scanned(
     """One Scan a direction; x [T, B, I] → each direction's output [T, B, P] and last states [B,
     P].
     """
-    halves, last = [], {}
+    halves: list[str] = []
+    last: dict[str, State] = {}
     outside = g.where
     for direction, rec in recs.items():
         g.where = f"{outside}/{direction}"
@@ -267,7 +271,7 @@ def _head(g: Graph, time: Time, spec: RNNSpec, weights: Weights, y: str) -> str:
     head = spec.head
     assert head is not None
     g.where = "head"
-    z = linear(g, head, weights, y)
+    z: str = linear(g, head, weights, y)
     if head.on == "output":
         z = time.blanked("valid", z) if spec.padding == "zero" else z
         z = g.transpose("batch_first", z, 1, 0, 2)

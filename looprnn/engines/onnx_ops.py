@@ -90,7 +90,8 @@ class Graph(Ops):
             )
             return scaled(name, "mul", inner, activation.alpha)
         op, takes = ACTIVATIONS[activation.kind]
-        return self.node(name, op, [x], **{a: float(getattr(activation, a)) for a in takes})
+        attributes: dict[str, Any] = {a: float(getattr(activation, a)) for a in takes}
+        return self.node(name, op, [x], **attributes)
 
     def mean(self, name: str, x: Tensor) -> Tensor:
         return self.node(name, "ReduceMean", [x], axes=[-1], keepdims=1)
