@@ -11,11 +11,13 @@ from looprnn.errors import ParityError
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
+# Measured on trained weights (tests/test_real_weights.py): g2p-en's GRUs of 256 on 35 words, and
+# silero-vad's LSTM of 128 on a minute of sound, 1875 steps. The smallest wiring bug: 0.07.
 TOLERANCE: Final = {
-    "fp32": 1e-5,  # an LSTM of 256 differs by at most 4e-7, the smallest wiring bug by 0.07
-    "fp16": 5e-3,
-    "fp16_state": 1e-2,
-    "bf16": 4e-2,
+    "fp32": 1e-5,  # 6.0e-6; an LSTM of 256 with random weights 4e-7
+    "fp16": 1.5e-2,  # 1.3e-2 over the minute, 6.5e-3 on the words
+    "fp16_state": 2e-2,  # 1.5e-2 over the minute, 8.9e-3 on the words
+    "bf16": 6e-2,  # 5.4e-2 over the minute, 5.2e-2 on the words
 }
 
 Arrays = Mapping[str, NDArray[Any]]
