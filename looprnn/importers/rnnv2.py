@@ -143,7 +143,7 @@ class RNNv2:
         Raises WeightsError naming layer, gate and W or R of what is missing, misshapen or left
         over. Raises SpecError for what no spec can express.
         """
-        return checked(self._imported(name, dict(self._arrays)), f"RNNv2 {name}")
+        return checked(self._imported(name), f"RNNv2 {name}")
 
     def _set(self, key: Key, given: Any) -> None:
         index, gate, part = key
@@ -160,10 +160,8 @@ class RNNv2:
         with np.errstate(over="ignore"):  # Inf, which the check of all weights names
             self._arrays[key] = np.array(array, np.float32)
 
-    def _imported(self, name: str, arrays: dict[Key, NDArray[np.float32]]) -> Imported:
-        """Takes every array out of `arrays`, so that a caller who needs them no more holds them
-        once.
-        """
+    def _imported(self, name: str) -> Imported:
+        arrays = dict(self._arrays)  # what is left at the end belongs to no layer
         self.direction = _choice(RNNDirection, self.direction)
         self.input_mode = _choice(RNNInputMode, self.input_mode)
         if missing := list(islice((key for key in self._wanted() if key not in arrays), 9)):
@@ -325,7 +323,7 @@ def _read(path: Path, name: str) -> Imported:
             if match := KEY.fullmatch(key):
                 gate = _choice(RNNGateType, match[2])
                 found._set((int(match[1]), gate, match[3]), _array(archive, record))
-    return found._imported(name, found._arrays)
+    return found._imported(name)
 
 
 def _input_size(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], hidden: int) -> int:
