@@ -1,4 +1,4 @@
-"""Keras 2 files written by hand, against equations written here; and graphs.
+"""Keras 2 files written by hand, against equations written here.
 
 Keras 2 cannot be installed beside Keras 3, so the layout of its files is spelled out.
 """
@@ -7,16 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from keras_by_hand import RNG, H, I, drawn, h5py, layer, named, rnn, write
 
 from looprnn import importers, reference
 from looprnn.errors import SpecError, WeightsError
 
-h5py = pytest.importorskip(
-    "h5py", reason="h5py is not installed; type: pip install 'looprnn[keras]'"
-)
-B, T, I, H = 3, 4, 5, 2  # noqa: E741 - no two axes agree
-RNG = np.random.default_rng(3)
-GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1, "CuDNNLSTM": 4, "CuDNNGRU": 3}
+B, T = 3, 4
 
 
 def sigmoid(x):
@@ -58,48 +54,6 @@ def from_cudnn(kernel, recurrent, gates):
     """As Keras 2's preprocess_weights_for_loading turns CuDNN kernels into its own."""
     blocks = [block.T.reshape(block.shape, order="F") for block in np.hsplit(kernel, gates)]
     return np.hstack(blocks), np.hstack([block.T for block in np.hsplit(recurrent, gates)])
-
-
-def drawn(kind, inputs=I, bias=None):
-    rows = GATES[kind] * H
-    shapes = [(inputs, rows), (H, rows), bias or (rows,)]
-    return [RNG.uniform(-1, 1, shape).astype(np.float32) for shape in shapes]
-
-
-def layer(kind, name, **config):
-    return {"class_name": kind, "config": {"name": name, **config}}
-
-
-def rnn(kind, name, **config):
-    return layer(kind, name, units=H, **config)
-
-
-def called(entry, *sources):
-    """The entry of a Functional model of Keras 2."""
-    calls = [[[name, 0, 0, {}] for name in sources]] if sources else []
-    return {**entry, "name": entry["config"]["name"], "inbound_nodes": calls}
-
-
-def write(path, layers, weights, version=b"2.2.4", kind="Sequential"):
-    """model.save of Keras 2: `weights` is path, as in weight_names, → array, by layer."""
-    config = {"name": "net", "layers": layers}
-    with h5py.File(path, "w") as file:
-        file.attrs["model_config"] = json.dumps({"class_name": kind, "config": config}).encode()
-        file.attrs["keras_version"] = version
-        file.attrs["backend"] = b"tensorflow"
-        root = file.create_group("model_weights")
-        root.attrs["layer_names"] = [e["config"]["name"].encode() for e in layers]
-        for name, arrays in weights.items():
-            group = root.create_group(name)
-            group.attrs["weight_names"] = [each.encode() for each in arrays]
-            for each, array in arrays.items():
-                group[each] = array
-    return path
-
-
-def named(prefix, arrays):
-    names = (f"{prefix}/{name}:0" for name in ("kernel", "recurrent_kernel", "bias"))
-    return dict(zip(names, arrays, strict=True))
 
 
 def answer(imported, x):
@@ -183,69 +137,6 @@ def test_sequential_of_keras_2_0_is_a_list_with_chunked_names(tmp_path):
         del attributes["weight_names"]
         attributes["weight_names0"], attributes["weight_names1"] = names[:2], names[2:]
     assert_equal(answer(importers.read(path, name="a"), x), keras_lstm(x, *w))
-
-
-def two(tmp_path, between, kind="Functional", entries=None):
-    """LSTM a → `between` → LSTM b, and the weights of both."""
-    first = rnn("LSTM", "a", return_sequences=True)
-    chain = [layer("InputLayer", "in"), first, between, rnn("LSTM", "b")]
-    sources = [None, "in", "a", between["config"]["name"]]
-    layers = [called(e, *([s] if s else [])) for e, s in zip(chain, sources, strict=True)]
-    weights = {"a": named("a", drawn("LSTM")), "b": named("b", drawn("LSTM", H))}
-    return write(tmp_path / "two.h5", entries or layers, weights, kind=kind), layers
-
-
-def test_several_stacks_are_listed_with_what_to_type(tmp_path):
-    path, _ = two(tmp_path, layer("Conv1D", "conv"))
-    with pytest.raises(WeightsError, match=r"(?s)several stacks.*--layer a: a \(LSTM\).*--layer b"):
-        importers.read(path, name="x")
-    with pytest.raises(WeightsError, match="no layer 'c'"):
-        importers.read(path, name="x", layer="c")
-    first, second = (importers.read(path, name="x", layer=n) for n in "ab")
-    assert "not imported, after a (LSTM): conv (Conv1D)" in first.notes
-    assert any("reads from conv (Conv1D), which is not imported" in n for n in second.notes)
-    assert (first.spec.input_size, second.spec.input_size) == (I, H)
-
-
-def test_a_lambda_is_named_and_never_run(tmp_path):
-    code = layer("Lambda", "trick", function=["gAN9cQAu", None, None])
-    path, _ = two(tmp_path, code)
-    notes = importers.read(path, name="x", layer="b").notes
-    assert "trick (Lambda): holds code, which was not run" in notes
-
-
-def test_dropout_between_makes_one_stack(tmp_path):
-    path, _ = two(tmp_path, layer("Dropout", "drop", rate=0.5))
-    assert len(importers.read(path, name="x").spec.layers) == 2
-
-
-def test_a_circle_is_refused(tmp_path):
-    _, layers = two(tmp_path, layer("Dropout", "drop"))
-    sequences = rnn("LSTM", "b", return_sequences=True)
-    for turn in (
-        [called(layers[2], "drop"), *layers[:2], layers[3]],
-        [layers[0], called(layers[1], "b"), layers[2], called(sequences, "drop")],
-    ):
-        path, _ = two(tmp_path, layer("Dropout", "drop"), entries=turn)
-        with pytest.raises(WeightsError, match="circle"):
-            importers.read(path, name="x")
-
-
-def test_a_missing_source_is_named(tmp_path):
-    path, _ = two(tmp_path, layer("Dropout", "d"), entries=[called(rnn("LSTM", "a"), "nowhere")])
-    with pytest.raises(WeightsError, match="a reads from 'nowhere', not a layer"):
-        importers.read(path, name="x")
-
-
-def test_a_reversed_sequence_under_a_mask_is_refused(tmp_path):
-    layers = [
-        layer("Masking", "m", mask_value=0.0),
-        rnn("LSTM", "a", return_sequences=True, go_backwards=True),
-        rnn("LSTM", "b"),
-    ]
-    weights = {"a": named("a", drawn("LSTM")), "b": named("b", drawn("LSTM", H))}
-    with pytest.raises(SpecError, match="b \\(LSTM\\): it reads a sequence that go_backwards left"):
-        importers.read(write(tmp_path / "a.h5", layers, weights), name="x")
 
 
 @pytest.mark.parametrize("name", ["selu", "gelu", "swish", {"class_name": "PReLU", "config": {}}])

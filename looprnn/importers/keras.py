@@ -61,7 +61,7 @@ def _choose(saved: Saved, graph: Graph, layer: str | None) -> list[Node]:
     listed = "".join(f"\n  --layer {s[0].name}: {', '.join(map(str, s))}" for s in stacks)
     names = tuple(node.name for stack in stacks for node in stack)
     held = "several stacks" if layer is None else f"no layer {layer!r}{near(layer, names)}"
-    raise WeightsError(f"{saved.origin}: {held}. Choose one of them:{listed}")
+    raise WeightsError(f"{saved.origin}: {held}\nChoose one of them:{listed}")
 
 
 class _Reader:
@@ -221,14 +221,13 @@ class _Reader:
     def _place(self, dense: Node, last: Node) -> Literal["output", "last"] | None:
         """What of the last layer a Dense reads."""
         ref, layer = self.graph.source(dense), self.layers[-1]
-        residual = ref is not None and ref[0] != last.name
         if ref is None or layer.merge == "none":
             return None
         if ref[1] == 0 and last.sequences:
             return "output"
         state = ref[1] == 1 and layer.direction != "bidirectional" and last.kind != "RNN"
         linear = layer.direction != "bidirectional" or layer.merge != "mul"
-        return "last" if not residual and (state or ref[1] == 0) and linear else None
+        return "last" if (state or ref[1] == 0) and linear else None
 
     def _padding(self, head: Head | None) -> Literal["zero", "repeat"]:
         """What Keras writes past a row's end; a Bidirectional that answers sequences always 0."""
