@@ -139,7 +139,7 @@ def _trained(path: Path, layer: str | None) -> Found:
     if path.is_file():
         found["bytes"] = path.stat().st_size
     if path.suffix == ".safetensors":
-        from looprnn.importers.torch import in_safetensors
+        from looprnn.importers.torch_file import in_safetensors
 
         tensors = in_safetensors(path)  # raises for what is no such file
         found["arrays"] = [_array(n, t.shape, t.dtype) for n, t in tensors.items()]

@@ -127,7 +127,7 @@ def check(spec: RNNSpec, arrays: Mapping[str, NDArray[Any]], origin: str) -> Wei
         if not np.issubdtype(arrays[name].dtype, np.floating):
             raise WeightsError(f"{origin}: {name} is {arrays[name].dtype}, wanted a floating type")
     with np.errstate(over="ignore"):
-        made = {name: np.array(arrays[name], np.float32, order="C") for name in wanted}
+        made = {name: np.ascontiguousarray(arrays[name], np.float32) for name in wanted}
     for name, array in made.items():
         if not np.isfinite(array).all():
             raise WeightsError(f"{origin}: {name} holds NaN, Inf or a number beyond float32")

@@ -1,6 +1,6 @@
 """Keras 3 as an outside oracle: what is imported from a .keras or .h5 answers as Keras did.
 
-Installed by `pip install keras jax scipy` (its NumPy backend imports all three), and always in CI.
+Installed by `make oracles` (its NumPy backend imports all three), and always in CI.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ if MISSING and os.environ.get("CI"):
     raise ImportError(f"in CI a missing oracle is an error, not a skip: {', '.join(MISSING)}")
 if MISSING:
     pytest.skip(
-        "Keras is not installed; type: pip install keras jax scipy", allow_module_level=True
+        "Keras is not installed; type: make oracles", allow_module_level=True
     )
 
 SCRIPT = Path(__file__).parent / "keras_models.py"

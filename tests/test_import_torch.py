@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from looprnn import importers, parity, reference
 from looprnn.errors import LoopRNNError, SpecError, WeightsError
 from looprnn.importers import torch as importer
+from looprnn.importers import torch_file
 from looprnn.spec import Activation
 from looprnn.variants import load_spec
 from looprnn.weights import load_weights
@@ -291,7 +292,7 @@ def test_our_reader_of_safetensors_agrees_with_the_library(tmp_path_factory, ten
     arrays = {n: rng.standard_normal(shape).astype(kind) for n, (kind, shape) in tensors.items()}
     path = tmp_path_factory.mktemp("read") / "some.safetensors"
     save_file(arrays, path, metadata={"format": "pt"})
-    found = importer.in_safetensors(path)
+    found = torch_file.in_safetensors(path)
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name].read(), array.astype(np.float32))
@@ -339,7 +340,7 @@ def test_a_file_without_any_says_what_it_holds(tmp_path):
         read(torch.nn.Linear(7, 2).state_dict(), tmp_path / "net.pt")
 
 
-@pytest.mark.parametrize("wrapper", importer.WRAPPERS)
+@pytest.mark.parametrize("wrapper", torch_file.WRAPPERS)
 def test_a_checkpoint_keeps_its_state_dict_under_a_key(wrapper, tmp_path):
     module = made("gru")
     state = {f"module._orig_mod.{n}": t for n, t in module.state_dict().items()}

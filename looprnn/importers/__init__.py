@@ -7,7 +7,7 @@ file per format.
 | .safetensors                | torch    | safetensors                                |
 | .onnx                       | onnx     | onnx                                       |
 | .keras .h5 .hdf5            | keras    | zipfile and h5py; Keras is not needed      |
-| .npz                        | rnnv2    | NumPy, without pickle                      |
+| .npz                        | rnnv2…   | NumPy, without pickle                      |
 
 Each module has read(path, *, name, layer) → Imported. Everything read is checked: nothing missing,
 nothing left over.
@@ -32,7 +32,7 @@ MODULES: Final = {
     ".pt": "torch", ".pth": "torch", ".bin": "torch", ".safetensors": "torch",
     ".onnx": "onnx",
     ".keras": "keras", ".h5": "keras", ".hdf5": "keras",
-    ".npz": "rnnv2",
+    ".npz": "rnnv2_file",
 }  # fmt: skip
 EXTRA: Final = {"torch": "torch", "onnx": "looprnn[onnxruntime]", "keras": "looprnn[keras]"}
 BYTES_MAX: Final = (

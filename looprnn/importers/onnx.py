@@ -65,6 +65,10 @@ def read(path: Path, *, name: str, layer: str | None = None) -> Imported:
     )
     for what, array in (head_arrays | table).items():
         arrays[what] = float32(path, array, what, notes)
+    if head and head.on == "output" and spec.lengths:
+        notes.append(
+            "Past a row's length the variant's head is zero; the file's there is the head of zeros."
+        )
     notes += [*_lengths_notes(graph, stack[0]), *around.notes()]
     return Imported(spec, arrays, tuple(notes))
 

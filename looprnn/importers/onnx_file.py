@@ -6,7 +6,6 @@ the file does not back.
 """
 
 import math
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -80,6 +79,9 @@ def check_node(path: Path, node: NodeProto) -> None:
     ONNX's.
     """
     called = f"{path}: {node.op_type} {node.name or list(node.output)!r}"
+    texts = (node.op_type, node.name, node.domain, *node.input, *node.output)
+    if not all(isinstance(text, str) for text in texts):  # protobuf gives bytes for bad UTF-8
+        raise WeightsError(f"{called} has a name that is not UTF-8")
     if not is_op(node, *INPUTS_MIN):
         return
     if len(node.input) < INPUTS_MIN[node.op_type]:
@@ -131,12 +133,7 @@ def parse(path: Path) -> ModelProto:
         )
     model = ModelProto()
     try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as view,  # not read(): the bytes would be in memory twice
-        ):
-            model.ParseFromString(view)
+        model.ParseFromString(path.read_bytes())  # a mapped file would be copied all the same
     except (DecodeError, RecursionError) as error:
         raise WeightsError(f"{path}: not a readable .onnx file: {error}") from error
     if not model.graph.node or not model.opset_import:
@@ -168,6 +165,8 @@ def external(path: Path, tensor: TensorProto, size: int) -> tuple[Path, int]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     refused = f"{path}: {tensor.name!r} keeps its data in {location!r}, "
+    if not isinstance(location, str):  # protobuf gives bytes for bad UTF-8
+        raise WeightsError(f"{refused}which is not UTF-8")
     parts = PurePosixPath(location).parts
     windows = PureWindowsPath(location)
     if not parts or "\0" in location or parts[0] == "/" or windows.drive or windows.root:
@@ -238,4 +237,4 @@ def float32(path: Path, array: Array, what: str, notes: list[str]) -> NDArray[np
     if array.dtype == np.float64:
         notes.append(f"{what} is float64 in the file; it was rounded to float32.")
     with np.errstate(over="ignore"):  # an Inf that this makes is refused by name
-        return array.astype(np.float32)
+        return array.astype(np.float32, copy=False)

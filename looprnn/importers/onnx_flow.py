@@ -195,7 +195,7 @@ def _merge(merge: str) -> Step:
             return [_average(graph, node, left or right)]
         if (left.output, left.axes) != (right.output, right.axes) or "D" in left.axes:
             return []
-        if len(left.rows) != 1 or len(right.rows) != 1 or left.rows == right.rows:
+        if len(left.rows) != 1 or len(right.rows) != 1:
             return []
         rows = tuple(sorted(left.rows + right.rows))  # both orders are the same sum
         return [dataclasses.replace(left, rows=rows, merge=merge)]

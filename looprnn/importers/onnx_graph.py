@@ -280,7 +280,7 @@ def slices(graph: Graph, node: NodeProto) -> dict[int, slice]:
     axes = graph.option(node, "axes", 3) or list(range(len(starts)))
     steps = graph.option(node, "steps", 4) or [1] * len(starts)
     return {
-        axis: slice(start, None if step < 0 and end <= -(2**31) else end, step)
+        axis: slice(start, end, step)
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
     }
 

@@ -23,18 +23,16 @@ hidden_state, cell_state; and for each layer index l and gate: "l0/INPUT/W" [H, 
 
 import math
 import re
-import zipfile
 from collections.abc import Iterator
 from enum import IntEnum
 from itertools import islice
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from looprnn.errors import SpecError, WeightsError
-from looprnn.importers import BYTES_MAX, PLACEHOLDER, Imported, checked
+from looprnn.errors import WeightsError
+from looprnn.importers import PLACEHOLDER, Imported, checked
 from looprnn.spec import Activation, Layer, Profile, Range, RNNSpec
 from looprnn.weights import suffix
 
@@ -85,7 +83,6 @@ SETTINGS: Final = (
 )  # fmt: skip
 KEY: Final = re.compile(r"l(0|[1-9][0-9]{0,5})/([A-Z]+)/(W|R|W_bias|R_bias)")
 Key = tuple[int, RNNGateType, str]  # layer index, gate, one of PARTS' values
-npy: Any = np.lib.format
 Choice = TypeVar("Choice", bound=IntEnum)
 
 
@@ -117,7 +114,7 @@ class RNNv2:
                 )
         self.data_length, self.num_layers = int(input_size), int(layer_count)
         self.hidden_size, self.max_seq_length = int(hidden_size), int(max_seq_length)
-        self.op = _choice(RNNOperation, op)
+        self.op = choice(RNNOperation, op)
         self.direction = RNNDirection.UNIDIRECTION
         self.input_mode = RNNInputMode.LINEAR
         self.hidden_state: Any = None
@@ -147,7 +144,7 @@ class RNNv2:
 
     def _set(self, key: Key, given: Any) -> None:
         index, gate, part = key
-        gate = _choice(RNNGateType, gate)
+        gate = choice(RNNGateType, gate)
         if isinstance(index, bool) or not isinstance(index, int | np.integer) or index < 0:
             raise WeightsError(f"RNNv2: layer index {index!r}, wanted 0 or more")
         key = (int(index), gate, part)
@@ -162,8 +159,8 @@ class RNNv2:
 
     def _imported(self, name: str) -> Imported:
         arrays = dict(self._arrays)  # what is left at the end belongs to no layer
-        self.direction = _choice(RNNDirection, self.direction)
-        self.input_mode = _choice(RNNInputMode, self.input_mode)
+        self.direction = choice(RNNDirection, self.direction)
+        self.input_mode = choice(RNNInputMode, self.input_mode)
         if missing := list(islice((key for key in self._wanted() if key not in arrays), 9)):
             more = " and more" if len(missing) > 8 else ""
             raise WeightsError(
@@ -266,7 +263,7 @@ def _shaped(key: Key, array: NDArray[np.float32], shape: tuple[int, ...]) -> NDA
     return array.reshape(shape)
 
 
-def _choice(kind: type[Choice], value: Any) -> Choice:
+def choice(kind: type[Choice], value: Any) -> Choice:
     """The member, from itself, from TensorRT's own enum of the same names, or from its name."""
     named = value if isinstance(value, str) else getattr(value, "name", None)
     for member in kind:
@@ -276,93 +273,3 @@ def _choice(kind: type[Choice], value: Any) -> Choice:
         f"RNNv2: {value!r:.80} is no {kind.__name__}; there are "
         f"{', '.join(member.name for member in kind)}"
     )
-
-
-def read(path: Path, *, name: str, layer: str | None = None) -> Imported:
-    """An .npz with the keys above. Raises WeightsError for a key that is unknown, missing or
-    misshapen, and for a file that is damaged, too large, or holds objects, which would be a pickle.
-    """
-    if layer is not None:
-        raise WeightsError(f"{path}: an .npz holds one layer; leave out --layer {layer}")
-    try:
-        return _read(path, name)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    except SpecError:
-        raise
-    except Exception as error:  # a damaged file ends in whatever its bytes lead to
-        raise WeightsError(f"{path}: not a readable .npz: {error}") from error
-
-
-def _read(path: Path, name: str) -> Imported:
-    with zipfile.ZipFile(path) as archive:
-        records = {record.filename.removesuffix(".npy"): record for record in archive.infolist()}
-        declared = sum(record.file_size for record in archive.infolist())
-        if declared > BYTES_MAX:
-            raise WeightsError(f"declares {declared:,} bytes, at most {BYTES_MAX:,} are read")
-        if len(records) != len(archive.infolist()):
-            raise WeightsError("has a key twice")
-        if unknown := [key for key in records if key not in SETTINGS and not KEY.fullmatch(key)]:
-            raise WeightsError(
-                f"{', '.join(unknown[:8])} not understood; wanted keys such as l0/INPUT/W, "
-                f"and {', '.join(SETTINGS)}"
-            )
-        settings = {k: _array(archive, records[k]) for k in SETTINGS if k in records}
-        if lost := [key for key in SETTINGS[:4] if key not in settings]:
-            raise WeightsError(f"lacks {', '.join(lost)}")
-        whole = {k: _scalar(k, settings[k]) for k in SETTINGS[:8] if k in settings}
-        if "input_size" not in whole:
-            whole["input_size"] = _input_size(archive, records, whole["hidden_size"])
-        found = RNNv2(**{k: whole[k] for k in ("input_size", *SETTINGS[:4])})
-        found.direction = whole.get("direction", found.direction)
-        found.input_mode = whole.get("input_mode", found.input_mode)
-        found.seq_lengths = bool(whole.get("seq_lengths", False))
-        found.hidden_state = settings.get("hidden_state")
-        found.cell_state = settings.get("cell_state")
-        for key, record in records.items():
-            if match := KEY.fullmatch(key):
-                gate = _choice(RNNGateType, match[2])
-                found._set((int(match[1]), gate, match[3]), _array(archive, record))
-    return found._imported(name)
-
-
-def _input_size(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], hidden: int) -> int:
-    """I, the columns of the first layer's W; H where the input mode skips it."""
-    for key in records:
-        if re.fullmatch("l0/[A-Z]+/W", key):
-            shape = _header(archive, records[key])[0]
-            if len(shape) != 2:
-                raise WeightsError(f"{key} is {list(shape)}: say input_size, or store it [H, I]")
-            return shape[1]
-    return hidden
-
-
-def _scalar(key: str, array: NDArray[Any]) -> Any:
-    if array.size != 1:
-        raise WeightsError(f"{key} is {list(array.shape)}, wanted one value")
-    return array.item()
-
-
-def _header(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> tuple[tuple[int, ...], Any]:
-    """Shape and dtype of a record, if its bytes are as many as they say."""
-    with archive.open(record) as file:
-        version = npy.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise WeightsError(f"{record.filename} is .npy version {version}, wanted 1.0 or 2.0")
-        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = reader(file)
-        if dtype.kind not in "fiubU" or any(n < 0 for n in shape):
-            raise WeightsError(f"{record.filename} holds {dtype}, wanted numbers or a word")
-        claimed = math.prod(shape) * dtype.itemsize + file.tell()
-    if claimed != record.file_size:
-        raise WeightsError(
-            f"{record.filename} is {dtype} {list(shape)}, {claimed:,} bytes, "
-            f"but has {record.file_size:,}"
-        )
-    return shape, dtype
-
-
-def _array(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> NDArray[Any]:
-    _header(archive, record)
-    with archive.open(record) as file:
-        return np.asarray(npy.read_array(file, allow_pickle=False))
