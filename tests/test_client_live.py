@@ -1,19 +1,15 @@
 """The client against a running tritonserver: every test over gRPC and over HTTP."""
 
-import re
 import threading
 import time
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
 from looprnn_client import BadInput, Client, LoopRNNClientError, Timeout, UnknownModel, list_models
-from looprnn_client.cli import main
 
 pytestmark = pytest.mark.live
 
-README = Path(__file__).resolve().parent.parent / "client" / "README.md"
 MODELS = ["relu_rnn", "lstm", "bilstm", "relu_rnn_random", "lstm_random", "bilstm_random"]
 PADDED = ["padded_gru", "tokens"]  # with lengths and a head; tokens takes ids
 
@@ -275,49 +271,3 @@ def test_two_clients_close_apart(url):
 def test_models_are_listed(url):
     states = {row.name: row.state for row in list_models(url, timeout_s=10)}
     assert {name: states.get(name) for name in MODELS} == dict.fromkeys(MODELS, "READY")
-
-
-def test_command_end_to_end(url, tmp_path, capsys):
-    with Client(url, "bilstm", timeout_s=10) as client:
-        arguments = dict(zip(("input", "h0", "c0"), draw(client, batch=2, time=6), strict=True))
-        want = client.infer(*arguments.values())
-    words = ["infer", "--url", url, "--model", "bilstm", "--output", str(tmp_path / "y.npz")]
-    for name, array in arguments.items():
-        np.save(tmp_path / f"{name}.npy", array)
-        words += [f"--{name}", str(tmp_path / f"{name}.npy")]
-    assert main(words) == 0
-    with np.load(tmp_path / "y.npz") as got:
-        assert set(got) == {"output", "h_n", "c_n"}
-        for name in got:
-            np.testing.assert_allclose(got[name], getattr(want, name), rtol=0, atol=1e-6)
-    assert "output [2, 6, " in capsys.readouterr().out
-    assert main([*words[:4], "nope", *words[5:]]) == 1
-    assert "has no model 'nope'" in capsys.readouterr().err
-    assert main(["models", "--url", url]) == 0
-    assert re.search(r"^bilstm +1 +READY$", capsys.readouterr().out, re.MULTILINE)
-
-
-def test_command_with_lengths(url, tmp_path, capsys):
-    with Client(url, "tokens", timeout_s=10) as client:
-        ids, *_ = draw(client, batch=2, time=6)
-        want = client.infer(ids, lengths=[6, 2])
-    words = ["infer", "--url", url, "--model", "tokens", "--output", str(tmp_path / "y.npz")]
-    for name, array in (("input", ids), ("lengths", np.array([6, 2]))):
-        np.save(tmp_path / f"{name}.npy", array)
-        words += [f"--{name}", str(tmp_path / f"{name}.npy")]
-    assert main(words) == 0
-    with np.load(tmp_path / "y.npz") as got:
-        assert set(got) == {"output", "h_n", "c_n", "head"}
-        for name in got:
-            np.testing.assert_allclose(got[name], getattr(want, name), rtol=0, atol=1e-6)
-    assert "head [2, 6, 4] float32" in capsys.readouterr().out
-
-
-def test_readme_runs_as_written(url):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    names = {}
-    for block in blocks:
-        exec(block.replace("localhost:8001", url), names)
-    assert names["first"].c_n is not None
-    assert names["second"].h_n is None
-    assert names["classes"].head.shape == (2, 3, 4)
