@@ -2,6 +2,8 @@
 outside the file's folder is touched.
 """
 
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -117,10 +119,17 @@ def test_a_huge_claim_is_refused_in_little_memory(dims, where, tmp_path):
         made.graph.initializer.remove(w)
     path = save(made, tmp_path)
     tracemalloc.start()
-    with pytest.raises(WeightsError, match="'W'.* (claims|bytes)"):
+    words = "claims .* at most" if dims[0] > 2**29 else "(no such bytes|bytes from 0 on)"
+    with pytest.raises(WeightsError, match=f"'W'.* {words}"):
         importers.read(path, name="t")
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
+
+
+def test_a_claim_that_nothing_uses_is_refused(tmp_path):
+    made = FILE.model()
+    made.graph.initializer.add(name="unused", data_type=TensorProto.FLOAT, dims=[2**20])
+    refused(made, tmp_path, "'unused' claims .*no such bytes")
 
 
 @pytest.mark.parametrize("dims", [[-1, 20, 3], [1] * 40, [2, 20, 2], [0, 2**62, 2**62]])
@@ -146,6 +155,19 @@ def test_what_is_no_onnx_is_refused(data, tmp_path):
         importers.read(path, name="t")
 
 
+def test_names_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    data = FILE.model().SerializeToString()
+    for old, new in (
+        (b"\x04LSTM", b"\x04LS\xffM"),
+        (b"\x04node", b"\x04\xffode"),
+        (b"Y_h", b"Y\xffh"),
+    ):
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(WeightsError, match="has a name that is not UTF-8"):
+            importers.read(path, name="t")
+
+
 def test_every_truncation_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     data = FILE.model().SerializeToString()
@@ -153,6 +175,24 @@ def test_every_truncation_is_refused(tmp_path):
         path.write_bytes(data[:end])
         with pytest.raises(WeightsError, match=r"model\.onnx: "):
             importers.read(path, name="t")
+
+
+PEAK = """
+import resource, sys
+from looprnn import importers
+from looprnn.importers import onnx
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+importers.read(importers.Path(sys.argv[1]), name="t")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_large_file_peaks_under_two_and_a_half_times_its_size(tmp_path):
+    path = save(File(op="LSTM", I=1024, H=1024, direction="bidirectional").model(), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) * 1024 < 2.5 * path.stat().st_size
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))

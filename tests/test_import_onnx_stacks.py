@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx_files import File, model, run_onnxruntime, save
 
 from looprnn import importers, parity, reference
@@ -17,6 +17,7 @@ INTS = {
 CONSTANTS = {name: np.array(value, np.int64) for name, value in INTS.items()} | {
     "first": np.array(0, np.int64),
     "half": np.array(0.5, np.float32),
+    "true": np.array(True),
 }
 ROWS = N("Transpose", ["Y"], ["t"], perm=[0, 2, 1, 3])  # [T, B, D, H]
 FLAT = N("Reshape", ["t", "flat"], ["x"])
@@ -81,6 +82,9 @@ FALSE_JOINS = {
     "features_interleaved": [N("Transpose", ["Y"], ["t"], perm=[0, 2, 3, 1]), FLAT],
     "a_size_that_may_not_fit": [ROWS, N("Reshape", ["t", "static"], ["x"])],
     "half_a_row_each": [ROWS, N("Reshape", ["t", "narrow"], ["x"])],
+    "dropout_in_training": [
+        ROWS, N("Reshape", ["t", "flat"], ["u"]), N("Dropout", ["u", "half", "true"], ["x"]),
+    ],
     "reverse_first": [*HALVES, N("Concat", ["reverse", "forward"], ["x"], axis=2)],
     "one_half_alone": [*HALVES, N("Identity", ["forward"], ["x"])],
     "one_half_twice": [*HALVES, N("Add", ["forward", "forward"], ["x"])],
@@ -195,100 +199,20 @@ def test_layout_1_stacks_without_a_transpose(tmp_path):
         importers.read(save(made, tmp_path), name="t")
 
 
-# ---- heads
+def test_one_direction_needs_no_transpose_but_the_right_zeros(tmp_path):
+    def forward(join):
+        made = two_layers([N("Slice", ["X", "zero", "one", "two"], ["cut"]), *join])
+        low = File(op="LSTM", T=T, B=B, I=I, H=2 * H)
+        made.graph.node[0].CopyFrom(
+            N("LSTM", ["X", "W0", "R0", "B0"], ["Y"], "low", hidden_size=2 * H)
+        )
+        for tensor in made.graph.initializer:
+            if tensor.name in ("W0", "R0", "B0"):
+                array = low.arrays()[tensor.name[0]]
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        return save(made, tmp_path)
 
-
-def head_file(op, nodes, outputs, *, direction="forward", lengths="", **more):
-    file = File(op=op, T=T, B=B, I=I, H=H, direction=direction, seed=8)
-    rng = np.random.default_rng(9)
-    width = H * len(file.arrays()["W"])
-    linear = {
-        "V": rng.standard_normal((width, TOP)).astype(np.float32),
-        "Vt": rng.standard_normal((TOP, width)).astype(np.float32),
-        "v": rng.standard_normal(TOP).astype(np.float32),
-    }
-    node = N(
-        op, ["X", "W", "R", "B", lengths], ["Y", "Yh"], "low", hidden_size=H, direction=direction
-    )
-    inputs = {"X": [None, None, I]} | ({lengths: [None]} if lengths else {})
-    return model([node, *nodes], file.arrays() | linear | CONSTANTS, inputs, outputs, **more)
-
-
-HEADS = {
-    "every_step_softmax": ("GRU", "forward", [
-        N("Squeeze", ["Y", "one"], ["y"]), N("Transpose", ["y"], ["yb"], perm=[1, 0, 2]),
-        N("MatMul", ["yb", "V"], ["z"]), N("Add", ["v", "z"], ["zb"]),
-        N("Softmax", ["zb"], ["head"], axis=2),
-    ]),
-    "last_state_gemm": ("LSTM", "forward", [
-        N("Squeeze", ["Yh", "zero"], ["h"]), N("Gemm", ["h", "Vt", "v"], ["z"], transB=1),
-        N("Sigmoid", ["z"], ["head"]),
-    ]),
-    "last_step_matmul": ("RNN", "forward", [
-        N("Squeeze", ["Y", "one"], ["y"]), N("Constant", [], ["end"], value_int=-1),
-        N("Gather", ["y", "end"], ["l"], axis=0), N("MatMul", ["l", "V"], ["head"]),
-    ]),
-    "both_last_states": ("GRU", "bidirectional", [
-        N("Transpose", ["Yh"], ["hb"], perm=[1, 0, 2]), N("Reshape", ["hb", "row"], ["h"]),
-        N("Gemm", ["h", "V", "v"], ["head"]),
-    ]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_is_imported(name, tmp_path):
-    op, direction, nodes = HEADS[name]
-    CONSTANTS["row"] = np.array([0, -1], np.int64)
-    made = head_file(op, nodes, ["head"], direction=direction)
-    imported = importers.read(save(made, tmp_path), name="t")
-    assert (imported.spec.head is not None, imported.notes) == (True, ())
-    x = drawn()
-    want = reference.run(imported.spec, imported.weights, request(imported.spec, x))["head"]
-    assert parity.agrees(parity.difference(run_onnxruntime(made, {"X": x})["head"], want))
-
-
-NO_HEADS = {
-    "last_step_of_a_reverse_layer": ("reverse", "", HEADS["last_step_matmul"][2]),
-    "last_step_where_rows_are_shorter": ("forward", "lengths", HEADS["last_step_matmul"][2]),
-    "softmax_over_time": ("forward", "", [
-        N("Squeeze", ["Y", "one"], ["y"]), N("Softmax", ["y"], ["p"], axis=0),
-        N("MatMul", ["p", "V"], ["head"]),
-    ]),
-    "a_table_looked_up_by_the_input": ("forward", "", [
-        N("Squeeze", ["Y", "one"], ["y"]), N("MatMul", ["y", "X"], ["head"]),
-    ]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NO_HEADS)
-def test_what_is_no_head_is_told(name, tmp_path):
-    direction, lengths, nodes = NO_HEADS[name]
-    path = save(head_file("RNN", nodes, ["head"], direction=direction, lengths=lengths), tmp_path)
-    imported = importers.read(path, name="t")
-    assert imported.spec.head is None
-    assert imported.notes[-1].startswith("After it come ")
-
-
-def test_what_follows_a_head_is_told(tmp_path):
-    nodes = [*HEADS["last_step_matmul"][2], N("Relu", ["head"], ["end_of_all"], "relu")]
-    imported = importers.read(save(head_file("RNN", nodes, ["end_of_all"]), tmp_path), name="t")
-    assert imported.spec.head.activation == "none"
-    assert imported.notes == ("After it come Relu 'relu': not imported. The variant ends before.",)
-
-
-def test_an_embedding_is_imported(tmp_path):
-    file = File(op="GRU", I=I, H=H)
-    table = np.random.default_rng(1).standard_normal((9, I)).astype(np.float32)
-    nodes = [
-        N("Gather", ["table", "ids"], ["e"]), N("Transpose", ["e"], ["X"], perm=[1, 0, 2]),
-        N("GRU", ["X", "W", "R", "B"], ["Y"], "low", hidden_size=H),
-    ]  # fmt: skip
-    made = model(nodes, file.arrays() | {"table": table}, {"ids": [None, None]}, ["Y"])
-    imported = importers.read(save(made, tmp_path), name="t")
-    assert (imported.spec.vocabulary, imported.spec.input_size, imported.notes) == (9, I, ())
-    ids = np.random.default_rng(2).integers(0, 9, (B, T)).astype(np.int32)
-    want = reference.run(
-        imported.spec, imported.weights, imported.spec.defaults(B, T) | {"input": ids}
-    )
-    got = run_onnxruntime(made, {"ids": ids})["Y"][:, 0].transpose(1, 0, 2)
-    assert parity.agrees(parity.difference(got, want["output"]))
+    layers = importers.read(forward([N("Reshape", ["Y", "sized"], ["x"])]), name="t").spec.layers
+    assert [layer.hidden_size for layer in layers] == [2 * H, TOP]
+    with pytest.raises(WeightsError, match="2 recurrent layers"):  # [T, 1, B·H]
+        importers.read(forward([N("Reshape", ["Y", "flat"], ["x"])]), name="t")

@@ -241,6 +241,9 @@ BAD = {
     "a_fold_that_fails": (
         made_of([N("Reshape", ["w", "s"], ["W"], "rs")], w=W, s=ints(7, 7)),
         "Reshape 'rs': cannot reshape"),
+    "a_zero_that_is_a_size": (
+        made_of([N("Reshape", ["w", "s"], ["W"], "rs", allowzero=1)], w=W, s=ints(0, 0, -1)),
+        "Reshape 'rs': cannot reshape"),
     "a_fold_out_of_range": (
         made_of([N("Transpose", ["w"], ["W"], "tr", perm=[0, 1, 9])], w=W), "Transpose 'tr': "),
 }  # fmt: skip
