@@ -25,7 +25,8 @@ class Net(Ops):
 
     def __init__(self, trt: Any, network: Any, precision: str) -> None:
         self.trt, self.network = trt, network
-        self.kept: list[NDArray[Any]] = []  # trt.Weights does not copy
+        # Name → array of every constant; kept, because trt.Weights does not copy.
+        self.kept: list[tuple[str, NDArray[Any]]] = []
         self.products = {"fp32": trt.float32, "bf16": trt.bfloat16}.get(precision, trt.float16)
         self.gates = trt.float16 if precision == "fp16_state" else trt.float32
         self._made: dict[str, Tensor] = {}
@@ -55,10 +56,14 @@ class Net(Ops):
     # Types
 
     def raw(self, name: str, array: NDArray[Any]) -> Tensor:
-        """A constant of the array's own type."""
+        """A constant of the array's own type; a refit finds it by its name."""
         array = np.array(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
-        self.kept.append(array)
-        return self.named(self.network.add_constant(array.shape, self.trt.Weights(array)), name)
+        self.kept.append((self.path(name), array))
+        weights = self.trt.Weights(array)
+        tensor = self.named(self.network.add_constant(array.shape, weights), name)
+        if not self.network.set_weights_name(weights, self.path(name)):
+            raise EngineError(f"TensorRT refused the name {self.path(name)!r} of a constant")
+        return tensor
 
     def weight(self, name: str, array: Array) -> Tensor:
         """A constant of the products' type, refittable by its name."""
@@ -136,9 +141,6 @@ class Net(Ops):
         return len(x.shape)
 
     # What the loops around the cells need
-
-    def sigmoid(self, name: str, x: Tensor) -> Tensor:
-        return self.activate(name, Activation("sigmoid"), x)
 
     def softmax(self, name: str, x: Tensor) -> Tensor:
         layer = self.network.add_softmax(x)

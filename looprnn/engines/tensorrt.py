@@ -61,7 +61,9 @@ class TensorRT(Engine):
             config.clear_flag(trt.BuilderFlag.TF32)
         config.progress_monitor = make_monitor(trt, progress)
         config.add_optimization_profile(optimization_profile(builder, spec))
-        target = self._target(config)
+        if spec.refit:
+            config.set_flag(trt.BuilderFlag.REFIT)
+        target = self._target(config, spec)
         kept = define(trt, network, spec, weights)
         plan = builder.build_serialized_network(network, config)
         del kept
@@ -70,13 +72,14 @@ class TensorRT(Engine):
         path.write_bytes(plan)
         return {**target, "precision": spec.precision, "made_of": "Loop"}
 
-    def _target(self, config: Any) -> dict[str, Any]:
+    def _target(self, config: Any, spec: RNNSpec) -> dict[str, Any]:
         if self.name == "tensorrt_rtx":
-            config.num_compute_capabilities = len(RTX_CAPABILITIES)
-            for k, capability in enumerate(RTX_CAPABILITIES):
+            capabilities = refittable_capability(spec) if spec.refit else RTX_CAPABILITIES
+            config.num_compute_capabilities = len(capabilities)
+            for k, capability in enumerate(capabilities):
                 member = getattr(self.trt.ComputeCapability, f"SM{capability.replace('.', '')}")
                 config.set_compute_capability(member, k)
-            return {"gpu": None, "capabilities": list(RTX_CAPABILITIES)}
+            return {"gpu": None, "capabilities": list(capabilities)}
         from looprnn.cuda import gpu
 
         here = gpu()
@@ -104,6 +107,24 @@ def optimization_profile(builder: Any, spec: RNNSpec) -> Any:
     for name in spec.input_names:
         profile.set_shape(name, *(size[name] for size in sizes))
     return profile
+
+
+def refittable_capability(spec: RNNSpec) -> tuple[str]:
+    """The one compute capability that TensorRT-RTX builds a refittable plan for: this host's.
+
+    Raises EngineError where there is no such GPU.
+    """
+    if (reason := no_gpu()) is None:
+        from looprnn.cuda import gpu
+
+        if (capability := gpu().capability) in RTX_CAPABILITIES:
+            return (capability,)
+        reason = f"TensorRT-RTX does not run on {gpu()}"
+    raise EngineError(
+        f"{spec.name}: with refit = true TensorRT-RTX builds for one compute capability, that of "
+        f"the GPU at hand; {reason}. Build it on the host that will serve it, or remove refit from "
+        f"{spec.name}.toml to build for {', '.join(RTX_CAPABILITIES)}"
+    )
 
 
 def no_gpu(device: int = 0) -> str | None:
