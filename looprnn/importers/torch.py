@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from looprnn import weights
 from looprnn.errors import LoopRNNError, WeightsError
 from looprnn.importers import BYTES_MAX, PLACEHOLDER, Imported, checked
@@ -156,7 +158,8 @@ def from_torch(module: Any, *, name: str) -> Imported:
     notes = [f"dropout = {dropout:g} acts in training only: left out"] if dropout else []
     if type(module).forward not in {getattr(torch.nn, k).forward for k in PLAIN}:
         notes.append(f"{origin} has a forward of its own: only its weights were taken")
-    return checked(Imported(found.spec, found.weights, (*found.notes, *notes)), origin)
+    own = {n: np.array(a) for n, a in found.weights.items()}  # the module goes on training
+    return checked(Imported(found.spec, own, (*found.notes, *notes)), origin)
 
 
 def imported(
