@@ -28,7 +28,8 @@ State = dict[str, str]
 
 def native(layer: Layer, padding: str) -> bool:
     """Whether ONNX's own operator computes this layer, as ONNX Runtime runs it."""
-    beyond = layer.proj_size or layer.layer_norm or layer.cell_clip or layer.clip
+    # Its `clip` bounds the gates' inputs alone, as ours does; it knows nothing of the other three.
+    beyond = layer.proj_size or layer.layer_norm or layer.cell_clip
     return not beyond and padding == "zero"
 
 
@@ -179,6 +180,8 @@ def _attributes(layer: Layer) -> dict[str, Any]:
         found["linear_before_reset"] = int(layer.reset == "after")
     if layer.coupled:
         found["input_forget"] = 1
+    if layer.clip:
+        found["clip"] = float(layer.clip)
     return found
 
 
