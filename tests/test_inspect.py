@@ -182,6 +182,12 @@ def test_a_trained_model_goes_through_its_importer(look, tmp_path):
     assert (found["kind"], found["layers"][0]["cell"]) == ("trained", "lstm")
 
 
+def test_a_variant_is_not_taken_for_a_folder_of_its_name(look, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere/small").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert look("small")["kind"] == "variant"
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 20])
 @pytest.mark.parametrize("name", ["x.safetensors", "x.onnx", "x.npz"])
 def test_a_file_that_is_not_what_it_is_called_is_an_error(say, tmp_path, name, content):
