@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from looprnn import engines, parity, repository, weights
-from looprnn.card import Cards, EngineCard, file_digest
+from looprnn.card import Cards, EngineCard, file_digest, maker
 from looprnn.engines import ENGINES, Engine, Progress
-from looprnn.errors import EngineError, EngineMissing, LoopRNNError, ParityError
+from looprnn.errors import EngineError, EngineMissing, LoopRNNError, ParityError, WeightsError
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
@@ -71,36 +71,49 @@ def build_variant(
     """Bring model_repository/<name> (in `folder`) up to date; one Outcome for each wanted engine.
 
     Engines of the newest version that still fit are carried over. A failed engine leaves the others
-    alone; where nothing new was built, no version appears. Raises WeightsError.
+    alone, unless it differs from the reference; where nothing new was built, no version appears.
+    Raises WeightsError.
     """
-    arrays = weights.load_weights(spec)
+    try:
+        arrays = weights.load_weights(spec)
+    except (MemoryError, ValueError) as error:  # NumPy's words for sizes that cannot be held
+        raise WeightsError(f"{spec.name}: {error}") from error
     made_of = (spec.digest(), weights.digest(arrays))
-    model = folder / spec.name
-    newest = max(repository.built_versions(model), default=None)
-    current = {} if newest is None else _fitting(model / str(newest), made_of)
-    stale = [
-        e
-        for e in wanted
-        if force or e.name not in current or current[e.name].libraries != e.libraries()
-    ]
-    outcomes = [
-        Outcome(
-            variant=spec.name,
-            engine=e.name,
-            status="unchanged",
-            version=newest,
-            card=current[e.name],
-        )
-        for e in wanted
-        if e not in stale
-    ]
-    if stale:
-        outcomes += _build_version(
-            spec, arrays, stale, current, folder, made_of, progress, workspace
-        )
-        repository.prune(model, keep)
-    repository.write_config(folder, spec)
+    with repository.locked(folder, spec.name) as model:
+        newest = max(repository.built_versions(model), default=None)
+        current = {} if newest is None else _fitting(model / str(newest), made_of)
+        stale = [e for e in wanted if force or _is_stale(e, current.get(e.name))]
+        outcomes = [
+            Outcome(
+                variant=spec.name,
+                engine=e.name,
+                status="unchanged",
+                version=newest,
+                card=current[e.name],
+            )
+            for e in wanted
+            if e not in stale
+        ]
+        if stale:
+            outcomes += _build_version(
+                spec, arrays, stale, current, folder, made_of, progress, workspace
+            )
+        built = any(o.status == "built" for o in outcomes)
+        # After the rename, at once: a config that is late is mended by the next build, which finds
+        # a version that fits; one that is early would stand beside a version it does not fit.
+        if current or built:
+            repository.write_config(folder, spec)
+        if built:
+            repository.prune(model, keep)
     return outcomes
+
+
+def _is_stale(engine: Engine, card: EngineCard | None) -> bool:
+    """Whether a build here would make another engine than the card's, which fits the spec."""
+    if card is None or (card.libraries, card.looprnn) != (engine.libraries(), maker()):
+        return True
+    # An engine that names no GPU is for a list of them, and the list is part of maker().
+    return card.gpu is not None and engine.cannot_run(card) is not None
 
 
 def _fitting(version: Path, made_of: tuple[str, str]) -> dict[str, EngineCard]:
@@ -132,6 +145,7 @@ def _build_version(
 ) -> list[Outcome]:
     model = folder / spec.name
     outcomes: list[Outcome] = []
+    differs: list[str] = []
     try:
         with repository.staged_version(folder, spec.name) as staging:
             cards: dict[str, EngineCard] = {}
@@ -144,6 +158,7 @@ def _build_version(
                     status, message = "built", ""
                 except LoopRNNError as error:
                     status, message = "failed", str(error)
+                    differs += [engine.name] if isinstance(error, ParityError) else []
                 outcomes.append(
                     Outcome(
                         variant=spec.name,
@@ -154,24 +169,30 @@ def _build_version(
                         message=message,
                     )
                 )
-            if not cards:
-                raise _NothingBuilt
-            rebuilt = {engine.name for engine in stale}
+            if differs or not cards:
+                raise _NothingKept
             newest = max(repository.built_versions(model), default=None)
             for name, card in current.items():
-                if name not in rebuilt:
+                if name not in cards:
                     shutil.copy2(model / str(newest) / card.file, staging / card.file)
                     cards[name] = card
             Cards(spec=spec, engines=cards).write(staging)
-    except _NothingBuilt:
-        return outcomes
+    except _NothingKept:
+        # They share the weights and the network: what is wrong in one may be wrong in all.
+        why = f"not kept: {', '.join(differs)}, of the same weights, differs from the reference"
+        return [
+            o
+            if o.status == "failed"
+            else dataclasses.replace(o, status="failed", card=None, message=why)
+            for o in outcomes
+        ]
     version = max(repository.built_versions(model))
     return [
         o if o.status == "failed" else dataclasses.replace(o, version=version) for o in outcomes
     ]
 
 
-class _NothingBuilt(Exception):
+class _NothingKept(Exception):
     """Leaves the staged version behind."""
 
 
@@ -194,6 +215,7 @@ def _build_engine(
             spec_digest=made_of[0],
             weights_digest=made_of[1],
             libraries=engine.libraries(),
+            looprnn=maker(),
             built=datetime.now(UTC).isoformat(timespec="seconds"),
             difference=None,
             **target,

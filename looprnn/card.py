@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,9 @@ from looprnn.errors import EngineMismatch, EngineMissing
 from looprnn.spec import RNNSpec
 
 CARDS = "engine.json"
+PACKAGE = Path(__file__).parent
+# What decides an engine's bytes besides the spec, the weights and the libraries.
+DECIDING = ("spec.py", "layer.py", "weights.py", "cells.py", "network*.py", "engines/*.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +26,17 @@ class EngineCard:
 
     file, sha256         the engine's file beside the card, and its digest
     spec_digest, weights_digest
-                         what it was built from; equal digests and libraries mean it need not be
-                         rebuilt
+                         what it was built from; where these, libraries and looprnn are equal it
+                         need not be rebuilt
     libraries            name → version of what built it
+    looprnn              looprnn's version and the digest of what decides the engine: maker()
     precision            what it computes in: the spec's for TensorRT, always fp32 on the CPU
-    made_of              what the recurrences became: "Loop", or ONNX operators such as "LSTM +
-    Scan" gpu, capabilities    the GPU it was built on and the compute capabilities it is for; None
-    and [] for a CPU built                date, UTC
-    difference           output → largest difference from the reference (parity.difference), or None
-    where
-                         the building host cannot run the engine
+    made_of              what the recurrences became: "Loop", or ONNX operators ("LSTM + Scan")
+    gpu, capabilities    the GPU it was built on and the compute capabilities it is for; a CPU's
+                         are None and []
+    built                date, UTC
+    difference           output → largest difference from the reference (parity.difference), or
+                         None where the building host cannot run the engine
     """
 
     engine: str
@@ -46,6 +51,7 @@ class EngineCard:
     capabilities: list[str]
     built: str
     difference: dict[str, float] | None
+    looprnn: str = ""  # of cards older than this field: rebuilt, and served until then
 
     def check_file(self, folder: Path) -> Path:
         """The engine's path. Raises EngineMissing or EngineMismatch if it is not the file that was
@@ -118,3 +124,13 @@ def rebuild(folder: Path) -> str:
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def maker() -> str:
+    """looprnn's version and a digest of its DECIDING modules: a mended looprnn is another maker."""
+    modules = [path for pattern in DECIDING for path in sorted(PACKAGE.glob(pattern))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
+    try:
+        return f"{version('looprnn')} {digest[:16]}"
+    except PackageNotFoundError:
+        return f"uninstalled {digest[:16]}"

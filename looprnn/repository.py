@@ -8,21 +8,25 @@
 A version is staged beside the others and renamed into place whole. It is never written to again.
 """
 
+import fcntl
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from looprnn.card import CARDS
+from looprnn.engines import ENGINES
 from looprnn.spec import RNNSpec
 
+log = logging.getLogger(__name__)
 MODEL_PY = "from looprnn.triton_model import TritonPythonModel  # noqa: F401\n"
 
 
-def render_config(spec: RNNSpec) -> str:
+def render_config(spec: RNNSpec, engine: str = "auto") -> str:
     """config.pbtxt, through Triton's own protobuf.
 
     instance_group's KIND_AUTO is a GPU where there is one, else the CPU. The parameter `engine` may
@@ -41,7 +45,7 @@ def render_config(spec: RNNSpec) -> str:
             "dims": dims(spec, name),
         }
 
-    parameters = {"engine": "auto", "time_max": str(time.max)}
+    parameters = {"engine": engine, "time_max": str(time.max)}
     if spec.vocabulary:
         parameters["vocabulary"] = str(spec.vocabulary)
     config = pb.ModelConfig(
@@ -77,9 +81,12 @@ def dims(spec: RNNSpec, name: str) -> tuple[int, ...]:
 
 
 def write_config(repository: Path, spec: RNNSpec) -> None:
-    """Bring config.pbtxt up to date; an unchanged one is not touched."""
+    """Bring config.pbtxt up to date; an unchanged one is not touched.
+
+    The parameter `engine` is the user's to set: one that names an engine stays as it is.
+    """
     path = repository / spec.name / "config.pbtxt"
-    text = render_config(spec)
+    text = render_config(spec, _engine_asked_for(path))
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +96,61 @@ def write_config(repository: Path, spec: RNNSpec) -> None:
         file.write(text)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
+
+
+def _engine_asked_for(config: Path) -> str:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    try:
+        parsed = text_format.Parse(config.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (FileNotFoundError, UnicodeDecodeError, text_format.ParseError):
+        return "auto"
+    engine = str(parsed.parameters["engine"].string_value)
+    return engine if engine in ENGINES else "auto"
+
+
+@contextmanager
+def locked(repository: Path, name: str) -> Iterator[Path]:
+    """model_repository/<name>, made where it is missing, to one build at a time.
+
+    What killed builds left there is removed. A folder that stays empty goes again: Triton would
+    take it for a broken model.
+    """
+    model = repository / name
+    held = _lock(model)
+    try:
+        for left in model.glob(".staging-*"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        yield model
+    finally:
+        with suppress(OSError):
+            model.rmdir()
+        os.close(held)
+
+
+def _lock(model: Path) -> int:
+    """A file descriptor that holds the lock until it is closed, by the kernel if we are killed.
+
+    The lock is on the folder itself: no lock file lies there for git or Triton to notice.
+    """
+    while True:
+        model.mkdir(parents=True, exist_ok=True)
+        held = os.open(model, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s: another build is at work here, waiting for it", model)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError as error:  # NFS locks no folder
+            log.warning("%s cannot be locked (%s): run one build at a time", model, error)
+            return held
+        if model.exists() and os.path.samestat(os.fstat(held), model.stat()):
+            return held
+        os.close(held)  # the other build failed and took the empty folder with it
 
 
 def built_versions(model: Path) -> list[int]:

@@ -4,16 +4,18 @@ reference.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from test_flow import imports
 
-from looprnn import build, engines, repository
-from looprnn.card import Cards
-from looprnn.cli import main
+from looprnn import build, repository
+from looprnn.card import DECIDING, PACKAGE, Cards, maker
 from looprnn.engines.onnxruntime import OnnxRuntime, OnnxSession
-from looprnn.errors import EngineError, EngineMismatch, EngineMissing, ParityError
+from looprnn.errors import EngineError, ParityError
 from looprnn.spec import Layer, Profile, Range, RNNSpec, WeightSource
 
 SPEC = RNNSpec(
@@ -160,7 +162,7 @@ def test_a_failed_engine_leaves_the_others_and_no_file(tmp_path):
 def test_where_every_engine_fails_no_version_appears(tmp_path):
     (failed,) = build.build_variant(SPEC, [Refused()], tmp_path, progress=lambda *_: None)
     assert failed.status == "failed"
-    assert files(tmp_path) == {"small/config.pbtxt"}
+    assert list(tmp_path.iterdir()) == []  # Triton would take an empty folder for a broken model
 
 
 @pytest.mark.parametrize(
@@ -192,92 +194,104 @@ def test_an_engine_that_differs_from_the_reference_is_not_kept(tmp_path, monkeyp
         build.prove(OnnxRuntime(), path, SPEC, weights, "fp32")
 
 
-def test_a_card_that_does_not_match_its_file_says_so(tmp_path):
-    run(tmp_path)
-    folder = tmp_path / "small/1"
-    card = Cards.read(folder).engines["onnxruntime"]
-    (folder / "model.onnx").write_bytes(b"other")
-    with pytest.raises(EngineMismatch, match="5 bytes with SHA-256.*--force --variant small"):
-        card.check_file(folder)
-    (folder / "model.onnx").unlink()
-    with pytest.raises(EngineMissing, match="the card names it, but it is not there"):
-        card.check_file(folder)
+def test_another_gpu_than_the_one_it_was_built_for_is_stale(tmp_path, monkeypatch):
+    class ForA10(OnnxRuntime):
+        def build(self, *arguments, **options):
+            return {**super().build(*arguments, **options), "gpu": "NVIDIA A10"}
+
+        def cannot_run(self, card, device=0):
+            return None if card.gpu == here else f"built for {card.gpu}, but this is {here}"
+
+    def again():
+        (outcome,) = build.build_variant(SPEC, [ForA10()], tmp_path, progress=lambda *_: None)
+        return outcome.status, outcome.version
+
+    here = "NVIDIA A10"
+    assert again() == ("built", 1)
+    assert again() == ("unchanged", 1)
+    here = "NVIDIA L4"
+    assert again() == ("built", 2)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"spec": {}, "engines": {}}', "\0"])
-def test_a_card_that_is_none_is_refused(tmp_path, content):
-    (tmp_path / "engine.json").write_text(content)
-    with pytest.raises(EngineMismatch, match="not an engine card"):
-        Cards.read(tmp_path)
-
-
-def test_a_version_without_a_card_says_what_to_type(tmp_path):
-    (tmp_path / "lstm/1").mkdir(parents=True)
-    with pytest.raises(EngineMissing, match=r"python build_engines\.py --force --variant lstm"):
-        Cards.read(tmp_path / "lstm/1")
-
-
-def test_auto_takes_what_runs_here_and_a_named_engine_never_falls_back(tmp_path, monkeypatch):
-    run(tmp_path, names=["onnxruntime", "tensorrt_rtx"])
-    cards = Cards.read(tmp_path / "small/1")
+def test_a_plan_for_a_list_of_gpus_is_not_stale_where_there_is_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("looprnn.engines.tensorrt.no_gpu", lambda device=0: "no GPU, says the test")
-    assert engines.choose(cards, "auto") == "onnxruntime"
-    with pytest.raises(EngineError, match="tensorrt_rtx: no GPU, says the test"):
-        engines.choose(cards, "tensorrt_rtx")
-    with pytest.raises(EngineMissing, match="asks for the engine 'tensorrt'; built are: "):
-        engines.choose(cards, "tensorrt")
-    with pytest.raises(EngineError, match="no engine of small runs here"):
-        engines.choose(
-            Cards(spec=SPEC, engines={"tensorrt_rtx": cards.engines["tensorrt_rtx"]}), "auto"
-        )
+    assert run(tmp_path, names=["tensorrt_rtx"])[0].status == "built"
+    assert run(tmp_path, names=["tensorrt_rtx"])[0].status == "unchanged"
 
 
-def variant_file(folder: Path, **weights: object) -> Path:
-    path = folder / "mine.toml"
-    source = "\n".join(f"{k} = {json.dumps(v)}" for k, v in (weights or {"seed": 1}).items())
-    path.write_text(f'cell = "rnn"\ninput_size = 2\nhidden_size = 3\n[weights]\n{source}\n')
-    return path
+@pytest.mark.parametrize("module", ["cells.py", "network.py", "engines/onnx_ops.py"])
+def test_a_mended_looprnn_rebuilds(tmp_path, monkeypatch, module):
+    package = tmp_path / "package"
+    shutil.copytree(PACKAGE, package)
+    monkeypatch.setattr("looprnn.card.PACKAGE", package)
+    folder = tmp_path / "repository"
+    run(folder)
+    (package / "cli.py").write_text("# decides no engine")
+    assert run(folder)[0].status == "unchanged"
+    (package / module).write_text((package / module).read_text() + "\n# mended\n")
+    (outcome,) = run(folder)
+    assert (outcome.status, outcome.version) == ("built", 2)
+    assert outcome.card.looprnn == maker()
 
 
-def test_the_command_builds_and_says_what_happened(tmp_path, capsys):
-    repository = tmp_path / "repository"
-    command = ["build", "--spec", str(variant_file(tmp_path)), "--repository", str(repository)]
-    assert main([*command, "--engine", "onnxruntime"]) == 0
-    assert "built" in capsys.readouterr().out
-    assert main([*command, "--engine", "onnxruntime"]) == 0
-    assert "unchanged" in capsys.readouterr().out
-    assert repository.joinpath("mine/1/model.onnx").exists()
+def test_no_module_that_the_engines_import_is_left_out_of_the_digest():
+    def imported(path: Path) -> set[Path]:
+        found = {name.replace(".", "/") for name in imports(path)}
+        paths = {ROOT / f"{name}.py" for name in found if name.startswith("looprnn/")}
+        return {path for path in paths if path.exists()}
+
+    seen, new = set(), {*PACKAGE.glob("engines/*.py"), *PACKAGE.glob("network*.py")}
+    while new:
+        seen |= new
+        new = {path for old in new for path in imported(old)} - seen
+    covered = {path for pattern in DECIDING for path in PACKAGE.glob(pattern)}
+    assert {path.name for path in seen - covered} == {"errors.py", "card.py", "cuda.py"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "words"),
-    [
-        (["build", "--variant", "nothing"], 1, "no such variant"),
-        (["build", "--engine", "tensort"], 2, "invalid choice: 'tensort'"),
-        (["build", "--workspace", "much"], 2, "invalid int value"),
-        (["serve", "--repository", "/nowhere"], 1, "no such model repository"),
-        (["biuld"], 2, "invalid choice: 'biuld'"),
-        ([], 2, "required"),
-    ],
-)
-def test_the_command_line_says_how_to_type_it_right(arguments, status, words, capsys):
-    try:
-        got = main(arguments)
-    except SystemExit as stopped:
-        got = stopped.code
-    assert got == status
-    assert words in capsys.readouterr().err
+def test_a_card_from_before_the_digest_is_served_and_rebuilt(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "small/1/engine.json"
+    content = json.loads(path.read_text())
+    del content["engines"]["onnxruntime"]["looprnn"]
+    path.write_text(json.dumps(content))
+    assert Cards.read(path.parent).engines["onnxruntime"].looprnn == ""
+    assert run(tmp_path)[0].version == 2
 
 
-def test_an_engine_this_host_cannot_build_is_an_error_that_says_why(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "tensorrt", ("looprnn.engines.gone", "looprnn[gpu]"))
-    command = ["build", "--spec", str(variant_file(tmp_path)), "--repository", str(tmp_path / "r")]
-    assert main([*command, "--engine", "tensorrt"]) == 1
-    assert "cannot build tensorrt: tensorrt is not installed here" in capsys.readouterr().err
+class Wrong(OnnxRuntime):
+    """Builds, runs, and differs from the reference."""
+
+    name = "tensorrt_rtx"
+    file = "model.rtx.plan"
+
+    def session(self, path, spec, device=0):
+        session = super().session(path, spec, device)
+        right = session.run
+        session.run = lambda inputs: {n: a + 1 for n, a in right(inputs).items()}
+        return session
 
 
-def test_weights_that_do_not_fit_fail_the_command_and_build_nothing(tmp_path, capsys):
-    command = ["build", "--spec", str(variant_file(tmp_path, file="gone.safetensors"))]
-    assert main([*command, "--repository", str(tmp_path / "r")]) == 1
-    assert "no such weights file" in capsys.readouterr().err
-    assert not (tmp_path / "r").exists()
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["wrong_first", "wrong_last"])
+def test_where_one_engine_differs_no_other_of_its_weights_is_published(tmp_path, order):
+    pair = (Wrong(), OnnxRuntime())
+    outcomes = build.build_variant(
+        SPEC, [pair[k] for k in order], tmp_path, progress=lambda *_: None
+    )
+    assert {o.status for o in outcomes} == {"failed"}
+    assert {o.version for o in outcomes} == {o.card for o in outcomes} == {None}
+    said = {o.engine: o.message for o in outcomes}
+    assert "differs from the reference by" in said["tensorrt_rtx"]
+    assert "not kept: tensorrt_rtx, of the same weights, differs" in said["onnxruntime"]
+    assert files(tmp_path) == set()
+
+
+def test_a_forced_rebuild_that_fails_keeps_the_good_engine(tmp_path):
+    run(tmp_path, names=["onnxruntime", "tensorrt_rtx"])
+    good = Cards.read(tmp_path / "small/1").engines["tensorrt_rtx"]
+    failed, built = build.build_variant(
+        SPEC, [Refused(), OnnxRuntime()], tmp_path, progress=lambda *_: None, force=True
+    )
+    assert (failed.status, built.status, built.version) == ("failed", "built", 2)
+    second = Cards.read(tmp_path / "small/2")
+    assert second.engines["tensorrt_rtx"] == good
+    good.check_file(tmp_path / "small/2")
