@@ -32,22 +32,9 @@ class TensorRTSession:
 
         cuda.use(self.device)
         self.log = make_logger(self.trt)
-        self.runtime = self.trt.Runtime(self.log)
-        self.engine = self.runtime.deserialize_cuda_engine(self.path.read_bytes())
-        if self.engine is None:
-            raise EngineMismatch(
-                f"{self.path}: TensorRT cannot load this plan: {'; '.join(self.log.errors)}"
-            )
-        self._check_tensors()
-        self.context = (
-            self.engine.create_execution_context()
-        )  # on optimization profile 0, the only one
-        if self.context is None:
-            raise EngineError(
-                f"{self.path}: no memory for an execution context: {'; '.join(self.log.errors)}"
-            )
-
         limits = self.spec.shapes(self.spec.profile.batch.max, self.spec.profile.time.max)
+        # Closed from the last to the first: what is queued ends, then the context goes, the engine
+        # and the runtime, and their memory after them; each step is taken even if one raises.
         with ExitStack() as opening:
             self.stream = opening.enter_context(cuda.Stream())
             self.host: dict[str, cuda.PinnedBuffer] = {}
@@ -56,19 +43,36 @@ class TensorRTSession:
                 size = int(np.prod(shape)) * ELEMENT
                 self.host[name] = opening.enter_context(cuda.PinnedBuffer(size))
                 self.gpu[name] = opening.enter_context(cuda.DeviceBuffer(size))
+            self.runtime = self.trt.Runtime(self.log)
+            opening.callback(delattr, self, "runtime")
+            self.engine = self.runtime.deserialize_cuda_engine(self.path.read_bytes())
+            opening.callback(delattr, self, "engine")
+            if self.engine is None:
+                raise EngineMismatch(
+                    f"{self.path}: TensorRT cannot load this plan: {'; '.join(self.log.errors)}"
+                )
+            self._check_tensors()
+            # On optimization profile 0, the only one.
+            self.context = self.engine.create_execution_context()
+            opening.callback(delattr, self, "context")
+            if self.context is None:
+                raise EngineError(
+                    f"{self.path}: no memory for an execution context: {'; '.join(self.log.errors)}"
+                )
+            for name in limits:
                 self._must(
                     self.context.set_tensor_address(name, self.gpu[name].address),
                     f"address of {name}",
                 )
+            opening.callback(self.stream.synchronize)
             self._open = opening.pop_all()  # only now is closing __exit__'s work
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stream.synchronize()
-        del self.context, self.engine, self.runtime  # in this order, and before their memory goes
         self._open.close()
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        self.log.errors.clear()  # those of an earlier run are not this one's
         for name in self.spec.input_names:
             array = inputs[name]
             self._must(
