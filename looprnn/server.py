@@ -18,8 +18,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,15 @@ from typing import Self
 from looprnn.errors import ServerError
 
 STOP_S = 20.0
+FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
+# Runs in the child and becomes the server: the kernel sends that SIGTERM when we die, even of
+# SIGKILL. A process of its own, because code between fork and exec is unsafe beside threads.
+TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):  # else we died before that
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +108,27 @@ def free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
+def check_ports(host: str, ports: Iterable[int]) -> None:
+    """Raises ServerError naming the first of the HTTP, gRPC and metrics ports that is not free."""
+    with ExitStack() as open_sockets:
+        for flag, port in zip(FLAGS, ports, strict=True):
+            try:
+                open_sockets.enter_context(socket.create_server((host, port)))
+            except OSError as error:
+                reason = str(error.strerror).partition(" (")[0]  # Python repeats the address there
+                raise ServerError(
+                    f"cannot listen on {host}:{port}: {reason}. Type another: {flag} PORT"
+                ) from error
+
+
 class Server:
     """A running tritonserver on a model repository; `with` starts it, waits until it is ready, and
     stops it.
 
     grpc, http and metrics are "host:port". Ports of 0 are chosen. Listens on loopback unless `host`
-    says otherwise. With strict=True a model that cannot be loaded raises ServerError with Triton's
-    words; else the others are served.
+    says otherwise. Serves `models`, by default all. With strict=True a model that cannot be loaded
+    raises ServerError with Triton's words; else the others are served. It ends with the thread that
+    started it.
     """
 
     def __init__(
@@ -114,6 +137,7 @@ class Server:
         *,
         host: str = "127.0.0.1",
         ports: tuple[int, int, int] = (0, 0, 0),
+        models: Sequence[str] = (),
         log: Path | None = None,
         strict: bool = True,
         client_shared_memory: bool = False,
@@ -127,13 +151,18 @@ class Server:
         here = "127.0.0.1" if host == "0.0.0.0" else host
         self.http, self.grpc, self.metrics = (f"{here}:{port}" for port in (http, grpc, metrics))
         self._ports = (http, grpc, metrics)
-        self._log = log
+        self._log, self._models = log, models
 
     def __enter__(self) -> Self:
         if not self.repository.is_dir():
             raise ServerError(
                 f"{self.repository}: no such model repository. Type: python build_engines.py"
             )
+        if not any(folder.is_dir() for folder in self.repository.iterdir()):
+            raise ServerError(
+                f"{self.repository}: no model in this repository. Type: python build_engines.py"
+            )
+        check_ports(self.host, self._ports)
         with ExitStack() as opening:
             scratch = Path(opening.enter_context(tempfile.TemporaryDirectory(prefix="looprnn-")))
             self.log = self._log or scratch / "tritonserver.log"
@@ -166,7 +195,7 @@ class Server:
         with urllib.request.urlopen(request, timeout=10) as answer:
             index = json.load(answer)
         return {
-            m["name"]: "" if m.get("state") == "READY" else m.get("reason", "not loaded")
+            m["name"]: "" if m.get("state") == "READY" else cause(m.get("reason", "not loaded"))
             for m in index
         }
 
@@ -177,9 +206,12 @@ class Server:
     def _command(self, installed: Installation) -> list[str]:
         http, grpc, metrics = self._ports
         return [
+            *(sys.executable, "-I", "-S", "-c", TIED, str(os.getpid())),
             str(installed.program),
             f"--model-repository={self.repository.resolve()}",
             *([f"--backend-directory={installed.backends}"] if installed.backends else []),
+            *(["--model-control-mode=explicit"] if self._models else []),
+            *(f"--load-model={name}" for name in self._models),
             "--disable-auto-complete-config",
             "--backend-config=python,shm-default-byte-size=4194304",
             f"--exit-on-error={str(self.strict).lower()}",
@@ -221,14 +253,21 @@ class Server:
         return "\n".join(failed or [line for line in lines if line[:1] == "E"] or lines[-10:])
 
     def _stop(self) -> None:
-        """Ask, wait, and only then kill the whole group, stubs included."""
+        """Ask, wait, and only then kill what is left of the group: stubs too, if it crashed."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def cause(reason: str) -> str:
+    """Triton's reason without its wrapping: the exception's class and Python's stack."""
+    return (
+        reason.removeprefix("Internal: ").removeprefix("TritonModelException: ").split("\n\nAt:")[0]
+    )
 
 
 def _can_forbid_shm(installed: Installation) -> bool:
