@@ -1,0 +1,59 @@
+"""looprnn serve: a tritonserver on the model repository, until Ctrl-C."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from looprnn.commands import whole
+from looprnn.errors import ServerError
+from looprnn.server import FLAGS, Server
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)"
+    )
+    for flag, port in zip(FLAGS, (8000, 8001, 8002), strict=True):
+        text = "0 takes a free one (default: %(default)s)"
+        parser.add_argument(flag, type=whole(0, 65535), default=port, metavar="PORT", help=text)
+    parser.add_argument(
+        "--client-shared-memory",
+        action="store_true",
+        help="let clients pass arrays in shared memory",
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="keep tritonserver's log")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    server = Server(
+        options.repository,
+        host=options.host,
+        ports=(options.http_port, options.grpc_port, options.metrics_port),
+        log=options.log,
+        strict=False,
+        client_shared_memory=options.client_shared_memory,
+    )
+    with console.status("starting tritonserver") as status, server:
+        status.stop()
+        console.print(greeting(server, server.models()), soft_wrap=True)
+        try:
+            ended = server.wait()
+        except KeyboardInterrupt:
+            console.print("stopping")
+            return 0
+    raise ServerError(f"tritonserver ended by itself with status {ended}")
+
+
+def greeting(server: Server, models: dict[str, str]) -> str:
+    """What is served and where, what is not and why, and what to type to ask; in rich's markup."""
+    lines = [
+        f"{name}: [red]not served[/] {escape(reason)}" if reason else f"{name}: [green]ready[/]"
+        for name, reason in models.items()
+    ]
+    lines.append(f"gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}.")
+    if served := [name for name, reason in models.items() if not reason]:
+        ask = f"--url {server.grpc} --model {served[0]} --input x.npy --output y.npz"
+        lines += ["Ask it:", f"  looprnn-client infer {ask}"]
+    return "\n".join([*lines, "Ctrl-C stops it."])

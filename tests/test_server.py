@@ -1,0 +1,224 @@
+"""What is opened is closed, however it ends: the tritonserver with its stubs, a TensorRT session.
+Processes are real, and so are the signals that kill them.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cases import CASES
+from rich.console import Console
+from test_build import run
+from test_tensorrt_session import Double, HostCuda, session_on_the_host
+
+from looprnn import parity
+from looprnn.cli import main
+from looprnn.commands.serve import greeting
+from looprnn.errors import CudaError, EngineError, ServerError
+from looprnn.server import FLAGS, Server, cause
+
+PATIENCE_S = 40
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A repository with the model `small`, and `unbuilt` as a clone has it."""
+    folder = tmp_path_factory.mktemp("models")
+    run(folder)
+    shutil.copytree(folder / "small", folder / "unbuilt", ignore=shutil.ignore_patterns("*.json"))
+    config = folder / "unbuilt/config.pbtxt"
+    config.write_text(config.read_text().replace('"small"', '"unbuilt"'))
+    return folder
+
+
+def group(leader: int) -> list[str]:
+    """The commands of a process group that are alive; the server's is its stubs' too."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = path.read_text().split("(", 1)[1].rsplit(")", 1)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, _, pgrp = rest.split()[:3]
+        if int(pgrp) == leader and state != "Z":
+            found.append(name)
+    return found
+
+
+def wait_until(true, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from looprnn.server import Server
+with Server(Path(sys.argv[1]), models=["small"]) as server:
+    print(server.process.pid, flush=True)
+    server.wait()
+"""
+
+
+def test_the_server_and_its_stubs_end_with_a_parent_that_is_killed(models):
+    command = [sys.executable, "-c", PARENT, str(models)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        leader = int(parent.stdout.readline())
+        assert len(group(leader)) > 1, "a server and a stub"
+        parent.kill()
+    wait_until(lambda: not group(leader), f"{group(leader)} outlive their parent")
+
+
+def serve(models: Path, **options) -> subprocess.Popen:
+    ports = [word for flag in FLAGS for word in (flag, "0")]
+    command = [sys.executable, "-m", "looprnn.cli", "serve", "--repository", str(models), *ports]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+def children(parent: int) -> list[int]:
+    tasks = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(word) for word in tasks.read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)]
+)
+def test_a_signal_to_serve_stops_the_server(models, number, status):
+    with serve(models) as command:
+        while "Ctrl-C stops it" not in command.stdout.readline():
+            pass
+        (leader,) = children(command.pid)
+        assert len(group(leader)) > 1
+        command.send_signal(number)
+        command.stdout.read()
+    assert command.returncode == status
+    assert group(leader) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_is_still_starting_is_left_by_nobody(models, number):
+    with serve(models) as command:
+        wait_until(lambda: children(command.pid), "no server is started")
+        (leader,) = children(command.pid)
+        command.send_signal(number)
+    wait_until(lambda: not group(leader), f"{group(leader)} outlive their parent")
+
+
+def test_a_start_that_fails_half_way_leaves_nothing(models, monkeypatch):
+    def fail(self):
+        leaders.append(self.process.pid)
+        raise ServerError("half-way, says the test")
+
+    leaders: list[int] = []
+    monkeypatch.setattr(Server, "_wait_until_ready", fail)
+    with pytest.raises(ServerError, match="half-way"), Server(models):
+        pass
+    assert group(*leaders) == []
+
+
+def test_the_stubs_of_a_server_that_crashed_are_ended_too(models):
+    with Server(models, models=["small"]) as server:
+        os.kill(server.process.pid, signal.SIGKILL)
+        assert server.wait() == -signal.SIGKILL
+    assert group(server.process.pid) == []
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_port_in_use_is_named_with_its_flag(models, flag, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        free = [word for other in FLAGS if other != flag for word in (other, "0")]
+        assert main(["serve", "--repository", str(models), *free, flag, port]) == 1
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port}: Address already in use. Type another: {flag} PORT" in said
+
+
+def test_one_port_for_two_things_is_named_with_the_second_flag(models, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    ports = ["--http-port", port, "--grpc-port", port, "--metrics-port", "0"]
+    assert main(["serve", "--repository", str(models), *ports]) == 1
+    assert "Type another: --grpc-port PORT" in capsys.readouterr().err
+
+
+def test_a_strict_server_of_named_models_minds_no_other(models):
+    with Server(models, models=["small"]) as server:
+        assert server.models()["small"] == ""
+    with pytest.raises(ServerError, match="unbuilt: .*no engine was built here"), Server(models):
+        pass
+
+
+def test_an_empty_repository_says_what_to_type(tmp_path, capsys):
+    assert main(["serve", "--repository", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: no model in this repository. Type: python build_engines.py" in said
+
+
+ADDRESSES = SimpleNamespace(grpc="h:1", http="h:2", metrics="h:3")
+
+
+def test_the_greeting_names_a_served_model_and_its_command_never_wraps(capsys):
+    text = greeting(ADDRESSES, {"broken": "why [not]", "good": ""})
+    Console(width=30).print(text, soft_wrap=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "broken: not served why [not]" in lines
+    assert "  looprnn-client infer --url h:1 --model good --input x.npy --output y.npz" in lines
+
+
+def test_the_greeting_of_a_server_of_nothing_offers_no_command():
+    assert "looprnn-client" not in greeting(ADDRESSES, {"broken": "why"})
+
+
+def test_a_reason_loses_tritons_wrapping():
+    raw = (
+        "Internal: TritonModelException: m: no engine. Build it\n\nAt:\n  /x/m.py(46): initialize\n"
+    )
+    assert cause(raw) == "m: no engine. Build it"
+    assert cause("not loaded") == "not loaded"
+
+
+def test_a_session_whose_stream_fails_frees_everything_in_order(tmp_path, monkeypatch):
+    def fail(self):
+        raise CudaError("cudaErrorIllegalAddress")
+
+    def freed(self, *_):
+        HostCuda.live -= 1
+        assert not {"context", "engine", "runtime"} & vars(session).keys(), "its memory went first"
+
+    monkeypatch.setattr(HostCuda.Stream, "synchronize", fail)
+    monkeypatch.setattr(HostCuda.Buffer, "__exit__", freed)
+    with (
+        pytest.raises(CudaError, match="IllegalAddress"),
+        session_on_the_host(CASES[0], tmp_path, monkeypatch) as session,
+    ):
+        assert HostCuda.live > 1
+    assert HostCuda.live == 0
+
+
+def test_a_session_without_memory_for_a_context_frees_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr(Double, "create_execution_context", lambda self: None)
+    with (
+        pytest.raises(EngineError, match="no memory for an execution context"),
+        session_on_the_host(CASES[0], tmp_path, monkeypatch),
+    ):
+        pass
+    assert HostCuda.live == 0
+
+
+def test_an_error_shows_none_of_an_earlier_runs(tmp_path, monkeypatch):
+    case = CASES[0]
+    too_long = parity.draw_inputs(case.spec, 1, case.spec.profile.time.max + 1)
+    with session_on_the_host(case, tmp_path, monkeypatch) as session:
+        session.log.errors.append("of an earlier request")
+        with pytest.raises(EngineError) as caught:
+            session.run(too_long)
+    assert "of an earlier request" not in str(caught.value)
