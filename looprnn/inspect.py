@@ -15,7 +15,7 @@ from typing import Any, Final
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from looprnn import engines, importers, repository, weights
 from looprnn.card import CARDS, Cards, EngineCard
@@ -304,22 +304,28 @@ def show(found: Found, console: Console) -> None:
 
 
 def _table(*columns: str) -> Table:
-    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    """What does not fit is folded, not cut."""
+    named = (Column(name, overflow="fold") for name in columns)
+    return Table(*named, box=SIMPLE_HEAD, pad_edge=False)
 
 
 def _show_network(found: Found, console: Console) -> None:
-    table = _table("layer", "cell", "direction", "sizes", "gates", "activations", "options",
-                   "parameters", "FLOPs a step")  # fmt: skip
+    table = _table("layer", "cell", "sizes", "gates", "parameters", "FLOPs a step")
     for k, layer in enumerate(found["layers"]):
-        acts = [", ".join(names) for names in layer["activations"].values()]
         table.add_row(
-            str(k), layer["cell"], layer["direction"],
+            str(k),
+            f"{layer['cell']} {layer['direction']}",
             f"{layer['input_size']} → {layer['hidden_size']} → {layer['output_size']}",
-            " ".join(layer["gates"]), " | ".join(dict.fromkeys(acts)),
-            escape(", ".join(f"{key} = {value}" for key, value in layer["options"].items())),
-            f"{layer['parameters']:,}", f"{layer['flops_per_step']:,}",
-        )  # fmt: skip
+            " ".join(layer["gates"]),
+            f"{layer['parameters']:,}",
+            f"{layer['flops_per_step']:,}",
+        )
     console.print(table)
+    for k, layer in enumerate(found["layers"]):
+        acts = dict.fromkeys(", ".join(names) for names in layer["activations"].values())
+        options = [f"{key} = {value}" for key, value in layer["options"].items()]
+        words = "; ".join([" | reverse: ".join(acts), *options])
+        console.print(f"{f'layer {k}':12}{escape(words)}", soft_wrap=True, highlight=False)
     flops, profile = found["flops"], found["profile"]
     head = found["head"]
     lines = [
@@ -354,19 +360,23 @@ def _show_arrays(arrays: list[Found], console: Console) -> None:
 
 
 def _show_engines(cards: list[Found], console: Console) -> None:
-    table = _table("engine", "file", "bytes", "for", "made of", "precision", "difference", "built")
+    table = _table("engine", "file", "size", "made of", "precision", "difference")
     for c in cards:
         worst = c["largest_difference"]
         table.add_row(
-            c["engine"], c["file"], "" if c["bytes"] is None else _bytes(c["bytes"]),
-            escape(c["target"]), c["made_of"], c["precision"],
-            "not measured" if worst is None else f"{worst:.1e}", c["built"],
-        )  # fmt: skip
+            c["engine"],
+            c["file"],
+            "" if c["bytes"] is None else _bytes(c["bytes"]),
+            c["made_of"],
+            c["precision"],
+            "not measured" if worst is None else f"{worst:.1e}",
+        )
     console.print(table)
     for c in cards:
         libraries = ", ".join(f"{name} {version}" for name, version in c["libraries"].items())
         why = f"; not run here: {c['problem']}" if c["problem"] else ""
-        console.print(f"{escape(c['engine'])}: {escape(libraries + why)}", soft_wrap=True)
+        words = f"{c['engine']}: for {c['target']}, built {c['built']} by {libraries}{why}"
+        console.print(escape(words), soft_wrap=True, highlight=False)
 
 
 def _named(shapes: dict[str, list[int | str]]) -> str:

@@ -25,7 +25,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from looprnn import engines, parity, reference, repository, weights
 from looprnn.card import Cards, EngineCard
@@ -299,29 +299,24 @@ def seconds_per_step(spec: RNNSpec, arrays: Weights) -> float:
 
 
 def show_table(verdicts: list[Verdict], console: Console) -> None:
-    table = Table(
-        *("variant", "engine", "output", "difference", "at most", "in", "first over at"),
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
     for v in verdicts:
-        head = (f"{v.variant}/{v.version}", v.engine)
-        for o in v.outputs:
-            color = "red" if o.first else "green"
-            table.add_row(
-                *head, o.name, f"[{color}]{o.difference:.1e}[/]", f"{o.at_most:g}", o.case,
-                _where(o.first),
-            )  # fmt: skip
-    if table.rows:
-        console.print(table)
-    for v in verdicts:
-        who = escape(f"{v.variant}, {v.engine}")
-        if v.why:
-            color = "yellow" if v.is_well else "red"
-            text = f"not run here: {v.why}" if v.status == "not run here" else v.why
-            console.print(f"[{color}]{who}[/]: {escape(text)}", soft_wrap=True)
+        color = {"agrees": "green", "not run here": "yellow"}.get(v.status, "red")
+        who = f"{v.variant}/{v.version} {v.engine}: [{color}]{v.status}[/]"
+        console.print(f"{who}: {escape(v.why)}" if v.why else who, soft_wrap=True)
+        if v.outputs:
+            console.print(_outputs(v))
         for skipped in v.skipped:
-            console.print(f"{who}: not compared: {escape(skipped)}", soft_wrap=True)
+            console.print(f"not compared: {escape(skipped)}", soft_wrap=True)
+
+
+def _outputs(verdict: Verdict) -> Table:
+    names = ("output", "difference", "at most", "in", "first over at")
+    table = Table(*(Column(n, overflow="fold") for n in names), box=SIMPLE_HEAD, pad_edge=False)
+    for o in verdict.outputs:
+        color = "red" if o.first else "green"
+        differs = f"[{color}]{o.difference:.1e}[/]"
+        table.add_row(o.name, differs, f"{o.at_most:g}", o.case, _where(o.first))
+    return table
 
 
 def _where(first: dict[str, Any] | None) -> str:

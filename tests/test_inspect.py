@@ -46,7 +46,7 @@ def say(tmp_path):
         options.variants, options.repository = tmp_path / "variants", tmp_path / "models"
         options.verbose = False
         out = io.StringIO()
-        assert inspect.run(options, Console(file=out, width=220)) == 0
+        assert inspect.run(options, Console(file=out, width=80)) == 0
         return out.getvalue()
 
     return ask
@@ -109,7 +109,7 @@ def test_people_see_the_same_numbers(say, tmp_path):
     build_it(tmp_path)
     text = say("small")
     for words in (
-        "3 → 5 → 8", "i f g o", "proj_size = 4, clip = 0.7", "hard_sigmoid(0.25, 0.5), tanh",
+        "3 → 5 → 8", "i f g o", "proj_size = 4; clip = 0.7", "hard_sigmoid(0.25, 0.5), tanh",
         "h_0 = 0.5 [1, 14]", "weight_hr_l0_reverse", "1,228 a step and row", "seed = 1",
         "onnxruntime", "model.onnx", "any CPU", "GRU + Scan",
     ):  # fmt: skip

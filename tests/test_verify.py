@@ -175,8 +175,8 @@ def test_an_engine_that_cannot_run_here_is_named_and_no_failure(built, say, monk
     built(engines=("onnxruntime", "tensorrt_rtx"))
     status, text = say("small")
     assert status == 0
-    assert "small, tensorrt_rtx: not run here: no GPU, says the test" in text
-    assert "small/1" in text
+    assert "small/1 tensorrt_rtx: not run here: no GPU, says the test" in text
+    assert "small/1 onnxruntime: agrees" in text
 
 
 @pytest.mark.parametrize(
