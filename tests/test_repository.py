@@ -4,6 +4,8 @@ their files, and builds that are killed or that meet leave a whole repository.
 
 import dataclasses
 import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,8 +212,11 @@ def test_a_folder_that_cannot_be_locked_is_built_in_with_a_warning(tmp_path, mon
     assert "cannot be locked" in caplog.text
 
 
-def test_waiting_for_a_first_build_that_fails_ends_in_a_folder_that_is_there(tmp_path):
+def test_waiting_for_a_first_build_that_fails_ends_in_a_lock_that_holds(tmp_path):
     with builder(tmp_path, seconds=1, fails=True) as other:
-        (outcome,) = run(tmp_path)
+        with repository.locked(tmp_path, "small") as model:
+            third = os.open(model, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(third)
         assert other.stdout.read() == "failed None\n"
-    assert (outcome.status, outcome.version) == ("built", 1)

@@ -22,7 +22,7 @@ from looprnn import parity
 from looprnn.cli import main
 from looprnn.commands.serve import greeting
 from looprnn.errors import CudaError, EngineError, ServerError
-from looprnn.server import FLAGS, Server, cause
+from looprnn.server import FLAGS, TIED, Server, cause
 
 PATIENCE_S = 40
 
@@ -113,6 +113,12 @@ def test_a_server_that_is_still_starting_is_left_by_nobody(models, number):
     wait_until(lambda: not group(leader), f"{group(leader)} outlive their parent")
 
 
+@pytest.mark.parametrize(("parent", "said"), [(os.getpid(), "ran\n"), (1, "")])
+def test_a_server_whose_parent_died_before_it_began_does_not_begin(parent, said):
+    command = [sys.executable, "-c", TIED, str(parent), "/bin/echo", "ran"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == said
+
+
 def test_a_start_that_fails_half_way_leaves_nothing(models, monkeypatch):
     def fail(self):
         leaders.append(self.process.pid)
@@ -167,7 +173,7 @@ ADDRESSES = SimpleNamespace(grpc="h:1", http="h:2", metrics="h:3")
 
 
 def test_the_greeting_names_a_served_model_and_its_command_never_wraps(capsys):
-    text = greeting(ADDRESSES, {"broken": "why [not]", "good": ""})
+    text = greeting(ADDRESSES, {"broken": "broken: why [not]", "good": ""})
     Console(width=30).print(text, soft_wrap=True)
     lines = capsys.readouterr().out.splitlines()
     assert "broken: not served why [not]" in lines

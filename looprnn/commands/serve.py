@@ -49,7 +49,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
 def greeting(server: Server, models: dict[str, str]) -> str:
     """What is served and where, what is not and why, and what to type to ask; in rich's markup."""
     lines = [
-        f"{name}: [red]not served[/] {escape(reason)}" if reason else f"{name}: [green]ready[/]"
+        f"{name}: [red]not served[/] {escape(reason.removeprefix(f'{name}: '))}"
+        if reason
+        else f"{name}: [green]ready[/]"
         for name, reason in models.items()
     ]
     lines.append(f"gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}.")
