@@ -44,13 +44,14 @@ def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Co
     good = True
     for spec in track(specs, "asking", console=console, transient=True):
         folder = repository / spec.name
-        engine = engines.choose(Cards.read(folder / str(built_versions(folder)[-1])), "auto")
+        cards = Cards.read(folder / str(built_versions(folder)[-1]))
         x = demo_input(spec)
         arrays = weights.load_weights(spec)
         inputs = {**spec.defaults(*x.shape[:2]), "input": x}
         for url in (f"grpc://{server.grpc}", f"http://{server.http}"):
             with Client(url, model=spec.name, timeout_s=10) as client:
                 answer, median = timed(client, x)
+                engine = engines.choose(cards, client.signature.engine or "auto")
             got = {
                 name: array
                 for name in spec.output_names

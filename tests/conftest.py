@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 
 from looprnn import engines
 from looprnn.build import build_variant, buildable
@@ -16,13 +17,16 @@ from looprnn.errors import EngineMissing
 from looprnn.server import Server
 from looprnn.variants import load_spec
 
+# How long an example takes says nothing on a machine that others share.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 ROOT = Path(__file__).resolve().parent.parent
 # By name, so that a user's own variant beside them changes no test.
 SHIPPED = (
     *("relu_rnn", "lstm", "bilstm", "tanh_rnn", "relu_rnn_random", "lstm_random", "bilstm_random"),
     *("padded_gru", "tokens"),
 )
-VARIANTS = {name: load_spec(ROOT / f"variants/{name}.toml") for name in SHIPPED}
+VARIANTS = {name: load_spec(ROOT / f"variants/{name}.toml") for name in sorted(SHIPPED)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -48,7 +48,7 @@ def test_parity(run, case):
     assert parity.agrees(worst(case, got))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(spec=specs(), batch=st.integers(1, 5), time=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_any_spec_on_the_cpu(spec, batch, time, seed):
     weights, inputs = load_weights(spec), parity.draw_inputs(spec, batch, time, seed)

@@ -36,6 +36,7 @@ FLOW = [
     "refit",
     "server",
     "demo",
+    "commands",
     "cli",
 ]
 

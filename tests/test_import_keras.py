@@ -22,9 +22,7 @@ MISSING = [n for n in ("h5py", "keras", "jax", "scipy") if importlib.util.find_s
 if MISSING and os.environ.get("CI"):
     raise ImportError(f"in CI a missing oracle is an error, not a skip: {', '.join(MISSING)}")
 if MISSING:
-    pytest.skip(
-        "Keras is not installed; type: make oracles", allow_module_level=True
-    )
+    pytest.skip("Keras is not installed; type: make oracles", allow_module_level=True)
 
 SCRIPT = Path(__file__).parent / "keras_models.py"
 ACTIVATIONS = [

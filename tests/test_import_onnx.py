@@ -198,7 +198,7 @@ def files(draw):
     )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(file=files())
 def test_any_attributes(file, tmp_path_factory):
     worst = differences(file, tmp_path_factory.mktemp("any"))

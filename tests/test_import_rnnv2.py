@@ -190,7 +190,7 @@ def test_skip_is_linear_with_the_identity_and_only_in_the_first_layer(op, both):
     assert_same(found, inputs, by_torch(op, arrays, inputs, layers=2, both=both, size=size))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     op=st.sampled_from(sorted(TORCH_ORDER)),
     layers=st.integers(1, 3),

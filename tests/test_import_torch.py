@@ -183,7 +183,7 @@ def test_lstm_and_gru_come_without_notes(tmp_path):
         assert importer.from_torch(made(kind), name="net").notes == ()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(sorted(MODULES)),
     sizes=st.tuples(st.integers(1, 6), st.integers(2, 6)),
@@ -275,7 +275,7 @@ def test_what_float32_cannot_hold_is_no_infinity(suffix, tmp_path):
         read(state, tmp_path / f"net{suffix}")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tensors=st.dictionaries(
         st.text(st.characters(codec="utf-8"), max_size=12).map(lambda s: f"x.{s}"),
@@ -735,7 +735,7 @@ def whole(tmp_path_factory):
     return {path.suffix: path.read_bytes() for path in (*paths, folder / "net.bin")}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     suffix=st.sampled_from([".pt", ".bin", ".safetensors"]),
     place=st.floats(0, 1, exclude_max=True),

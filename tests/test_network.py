@@ -81,7 +81,7 @@ def test_the_seeds_numbers():
         np.testing.assert_allclose(got["output"], want, rtol=0, atol=2e-7)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(spec=specs(), batch=st.integers(1, 5), time=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_any_spec(spec, batch, time, seed):
     weights = load_weights(spec)

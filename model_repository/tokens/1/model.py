@@ -1,0 +1,1 @@
+from looprnn.triton_model import TritonPythonModel  # noqa: F401
