@@ -17,7 +17,15 @@ from looprnn.spec import RNNSpec
 CARDS = "engine.json"
 PACKAGE = Path(__file__).parent
 # What decides an engine's bytes besides the spec, the weights and the libraries.
-DECIDING = ("spec.py", "layer.py", "weights.py", "cells.py", "network*.py", "engines/*.py")
+DECIDING = (
+    "spec.py",
+    "layer.py",
+    "profile.py",
+    "weights.py",
+    "cells.py",
+    "network*.py",
+    "engines/*.py",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "looprnn"
 FLOW = [
     "errors",
     "layer",
+    "profile",
     "spec",
     "variants",
     "weights",
@@ -30,7 +31,9 @@ FLOW = [
     "triton_model",
     "importers",
     "build",
+    "verify_cases",
     "verify",
+    "inspect_tables",
     "inspect",
     "importing",
     "refit",

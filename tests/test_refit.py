@@ -21,6 +21,7 @@ from rich.console import Console
 from looprnn import build, engines, parity, refit, repository
 from looprnn.card import Cards
 from looprnn.engines.tensorrt import RTX_CAPABILITIES, TensorRT, no_gpu, refittable_capability
+from looprnn.engines.tensorrt_refit import Plan
 from looprnn.errors import (
     EngineError,
     EngineMismatch,
@@ -286,7 +287,7 @@ def test_a_damaged_plan_and_one_of_another_file(models):
     path.write_bytes(b"other")
     refused(models, EngineMismatch, "5 bytes with SHA-256")
     with pytest.raises(EngineMismatch, match="TensorRT cannot load this plan"):
-        refit.Plan(models.double, path)
+        Plan(models.double, path)
 
 
 def test_a_plan_of_another_looprnn_is_refused(models):

@@ -12,7 +12,7 @@ import pytest
 from cases import CASES
 from rich.console import Console
 
-from looprnn import build, parity, verify
+from looprnn import build, parity, verify, verify_cases
 from looprnn.card import Cards
 from looprnn.engines.onnxruntime import OnnxSession
 from looprnn.errors import EngineMissing, SpecError
@@ -264,7 +264,9 @@ def test_what_large_input_is_allowed_more_of_no_other_is(built, say, monkeypatch
 def test_ids_go_to_both_ends_of_the_vocabulary(built, say):
     spec = replace(SPEC, vocabulary=7, head=Head(size=2))
     built(spec)
-    seen = {c.kind: c.inputs["input"] for c in verify.cases(spec, verify_arrays(spec), "fp32")}
+    seen = {
+        c.kind: c.inputs["input"] for c in verify_cases.cases(spec, verify_arrays(spec), "fp32")
+    }
     assert seen["zeros"].max() == 0 and seen["large"].min() == 6
     assert say("small")[0] == 0
 
@@ -274,8 +276,8 @@ def verify_arrays(spec):
 
 
 def test_a_slow_reference_gets_fewer_steps_but_never_fewer_than_the_profile_allows(monkeypatch):
-    monkeypatch.setattr(verify, "seconds_per_step", lambda *_: verify.SECONDS / 7)
-    drawn = list(verify.cases(SPEC, verify_arrays(SPEC), "fp32"))
+    monkeypatch.setattr(verify_cases, "seconds_per_step", lambda *_: verify_cases.SECONDS / 7)
+    drawn = list(verify_cases.cases(SPEC, verify_arrays(SPEC), "fp32"))
     assert max(c.batch * c.time for c in drawn) <= 7
     assert min(c.time for c in drawn) >= SPEC.profile.time.min
     assert max(c.time for c in drawn) == 7 and max(c.batch for c in drawn) == 3
@@ -283,8 +285,8 @@ def test_a_slow_reference_gets_fewer_steps_but_never_fewer_than_the_profile_allo
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_the_cases_are_inputs_of_the_spec_within_its_profile(case, monkeypatch):
-    monkeypatch.setattr(verify, "seconds_per_step", lambda *_: 1.0)
-    for found in verify.cases(case.spec, case.weights, "fp32"):
+    monkeypatch.setattr(verify_cases, "seconds_per_step", lambda *_: 1.0)
+    for found in verify_cases.cases(case.spec, case.weights, "fp32"):
         shapes = case.spec.shapes(found.batch, found.time)
         for name in case.spec.input_names:
             assert found.inputs[name].shape == shapes[name]
