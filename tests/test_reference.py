@@ -121,6 +121,29 @@ def test_peepholes_by_hand_see_the_old_cell_and_o_the_new():
     assert got["h_n"].item() == pytest.approx(sigma(4 + 0.3 * c_1) * math.tanh(c_1), abs=1e-15)
 
 
+def test_layer_norm_by_hand_normalizes_both_products_and_the_cell():
+    """One LSTM step of two units; the norms run over all 4·H rows at once, biases stay outside."""
+    layer = Layer(cell="lstm", hidden_size=2, layer_norm=True)
+    spec = RNNSpec(name="ln", input_size=1, layers=(layer,), weights=WeightSource(seed=8))
+    w = {name: np.array(a, np.float64) for name, a in load_weights(spec).items()}
+    x, h, c = 0.7, np.array([0.3, -0.4]), np.array([0.2, -0.6])
+
+    def norm(v):
+        mean = sum(v) / len(v)
+        return (v - mean) / math.sqrt(sum((v - mean) ** 2) / len(v) + 1e-5)
+
+    from_x = norm(w["weight_ih_l0"][:, 0] * x) * w["weight_ln_ih_l0"] + w["bias_ih_l0"]
+    from_h = norm(w["weight_hh_l0"] @ h) * w["weight_ln_hh_l0"] + w["bias_hh_l0"]
+    i, f, g, o = np.split(from_x + from_h, 4)
+    c_1 = np.array([sigma(f[k]) * c[k] + sigma(i[k]) * math.tanh(g[k]) for k in (0, 1)])
+    seen = norm(c_1) * w["weight_ln_c_l0"] + w["bias_ln_c_l0"]
+    h_1 = [sigma(o[k]) * math.tanh(seen[k]) for k in (0, 1)]
+    start = {"h_0": h[None, None], "c_0": c[None, None]}
+    got = reference.run(spec, w, {"input": np.full((1, 1, 1), x), **start})
+    np.testing.assert_allclose(got["c_n"][0, 0], c_1, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(got["h_n"][0, 0], h_1, rtol=0, atol=1e-14)
+
+
 def test_activations_by_hand():
     x = np.array([-2.0, -0.5, 0.0, 0.5, 2.0])
     for activation, want in (
