@@ -8,7 +8,7 @@ WORKDIR /looprnn
 
 COPY constraints.txt ./
 RUN python3 -m pip install -c constraints.txt \
-      nvidia-pytriton \
+      nvidia-pytriton cuda-python \
       numpy safetensors rich "tritonclient[grpc,http]" onnx onnxruntime pytest hypothesis pyyaml h5py
 
 COPY . .
