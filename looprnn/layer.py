@@ -19,7 +19,8 @@ DIRECTIONS: Final = {
     "bidirectional": ("forward", "reverse"),
 }
 MERGES: Final = ("concat", "sum", "mul", "average", "none")
-# kind → default alpha, beta; None where the field has no common default and they must be given.
+# kind → default alpha, beta; 0 where it takes none; None where there is no common default and both
+# must be given.
 ACTIVATIONS: Final[dict[str, tuple[float, float] | None]] = {
     "tanh": (0.0, 0.0),
     "relu": (0.0, 0.0),
@@ -63,6 +64,14 @@ def whole(what: str, value: object, least: int = 1) -> None:
         raise SpecError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
+def booleans(part: object, *names: str) -> None:
+    """Raises SpecError for a field that is not true or false: a quoted "no" would count as true."""
+    for name in names:
+        value = getattr(part, name)
+        if type(value) is not bool:
+            raise SpecError(f"{name} must be true or false, without quotes; got {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Activation:
     """A scalar function by ONNX's name and formula, in snake case; alpha and beta where it has
@@ -91,6 +100,9 @@ class Activation:
                 object.__setattr__(self, name, default[k])
             elif not is_finite(value):
                 raise SpecError(f"{self.kind}: {name} must be a finite number, got {value!r}")
+            elif default is not None and value != default[k] == 0:
+                takers = [k_ for k_, d in ACTIVATIONS.items() if d is None or d[k] != 0]
+                raise SpecError(f"{self.kind} takes no {name}; {', '.join(takers)} do")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +148,7 @@ class Layer:
         one_of("merge", self.merge, MERGES)
         one_of("reset", self.reset, ("after", "before"))
         whole("hidden_size", self.hidden_size)
+        booleans(self, "bias", "skip_input", "residual", "peepholes", "coupled", "layer_norm")
         if not self.activations:
             usual = tuple(Activation(kind) for kind in ROLES[self.cell])
             object.__setattr__(self, "activations", usual)

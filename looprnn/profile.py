@@ -1,8 +1,11 @@
 """Range and Profile: the sizes for which engines are built."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from looprnn.errors import SpecError
+
+SIZE_MAX: Final = 2**31 - 1  # Triton's and TensorRT's own limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,8 @@ class Range:
             raise SpecError(f"sizes must be whole numbers, got {self}")
         if not 1 <= self.min <= self.opt <= self.max:
             raise SpecError(f"sizes must satisfy 1 <= min <= opt <= max, got {self}")
+        if self.max > SIZE_MAX:
+            raise SpecError(f"sizes must not be above {SIZE_MAX}, got {self}")
 
     def __str__(self) -> str:
         return f"[{self.min}, {self.opt}, {self.max}]"

@@ -24,6 +24,7 @@ from rich.table import Table
 from looprnn import engines, repository, weights
 from looprnn.build import prove
 from looprnn.card import Cards, EngineCard, file_digest, maker
+from looprnn.commands import whole
 from looprnn.engines import Engine, Progress
 from looprnn.engines.tensorrt_refit import opened
 from looprnn.errors import EngineError, EngineMismatch, EngineMissing, SpecError, WeightsError
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, required=True, metavar="FILE", help="a .safetensors of its arrays"
     )
     parser.add_argument(
-        "--keep", type=int, default=1, metavar="N", help="old versions to keep (default: 1)"
+        "--keep", type=whole(0), default=1, metavar="N", help="old versions to keep (default: 1)"
     )
 
 

@@ -22,6 +22,7 @@ from looprnn.layer import (
     ROLES,
     Activation,
     Layer,
+    booleans,
     is_finite,
     near,
     one_of,
@@ -91,6 +92,7 @@ class Head:
 
     def __post_init__(self) -> None:
         whole("head.size", self.size)
+        booleans(self, "bias")
         one_of("head.on", self.on, ("output", "last"))
         one_of("head.activation", self.activation, ("none", "sigmoid", "softmax"))
 
@@ -104,7 +106,9 @@ class RNNSpec:
     lengths      the model takes `lengths` [B]: the valid steps of each row, right-padded
     padding      what stands past a row's length: "zero", or "repeat" the last output (Keras)
     precision    of TensorRT engines: fp32; fp16 or bf16 products with fp32 gates and states;
-    fp16_state: all in fp16 refit        TensorRT engines take new weights without a rebuild
+                 fp16_state: all in fp16 but c
+    refit        TensorRT engines take new weights without a rebuild
+
     Raises SpecError, with the value, for anything that cannot be built.
     """
 
@@ -134,7 +138,13 @@ class RNNSpec:
 
     def _check(self) -> None:
         whole("input_size", self.input_size)
+        booleans(self, "lengths", "refit")
         one_of("precision", self.precision, PRECISIONS)
+        if self.padding in ("left", "pre"):
+            raise SpecError(
+                f"padding = {self.padding!r}: left padding is not served. Pad on the right, set "
+                "lengths = true, and send lengths with the request"
+            )
         one_of("padding", self.padding, ("zero", "repeat"))
         if not self.layers:
             raise SpecError("there must be at least one layer")

@@ -45,7 +45,10 @@ def _spec(table: dict[str, Any], folder: Path) -> RNNSpec:
         if key not in own:
             raise SpecError(f"missing {key}")
     if "head" in own:
-        own["head"] = Head(**_table(own["head"], Head, "head"))
+        head = _table(own["head"], Head, "head")
+        if "size" not in head:
+            raise SpecError("missing size in [head]")
+        own["head"] = Head(**head)
     own["profile"] = _profile(own.get("profile", {}))
     own["weights"] = _weight_source(own["weights"], folder)
     return RNNSpec(**own, layers=_layers(table, shared))
@@ -71,7 +74,7 @@ def _layer(table: dict[str, Any]) -> Layer:
 
 
 def _activations(key: str, given: Any) -> tuple[Activation, ...]:
-    if not isinstance(given, list):
+    if not isinstance(given, list) or not all(isinstance(a, str | dict) for a in given):
         raise SpecError(f"{key} must be a list such as ['sigmoid', 'tanh'], got {given!r}")
     return tuple(
         Activation(a) if isinstance(a, str) else Activation(**_table(a, Activation, key))

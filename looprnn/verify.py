@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """0 if every engine that runs here agrees; the others are named with the reason."""
+    """0 if every engine that runs here agrees, and one does; the others are named with why."""
     targets = [find(options.variants, options.repository, name) for name in options.names]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     verdicts: list[Verdict] = []
@@ -107,12 +107,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
                     bar.update(task, completed=done, total=every)
 
                 verdicts.append(verify(target, name, card, show))
-    well = bool(verdicts) and all(v.is_well for v in verdicts)
+    compared = any(v.status == "agrees" for v in verdicts)
+    well = compared and all(v.is_well for v in verdicts)
     if options.json:
         content = {"well": well, "engines": [_plain(asdict(v)) for v in verdicts]}
         console.out(json.dumps(content, indent=2, allow_nan=False), highlight=False)
     else:
         show_table(verdicts, console)
+        if not compared:
+            console.print("[red]nothing was compared:[/] no engine agrees, or none runs here")
     return 0 if well else 1
 
 

@@ -45,7 +45,10 @@ class Case:
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
-        return parity.draw_inputs(self.spec, self.B, self.T, self.seed)
+        inputs = parity.draw_inputs(self.spec, self.B, self.T, self.seed)
+        if self.spec.lengths:
+            inputs["lengths"][:3] = (0, self.T, 1)  # a row of no step is always among them
+        return inputs
 
 
 def layer(cell: str, H: int = 11, **options: Any) -> Layer:
@@ -120,6 +123,27 @@ CASES = [
     case("residual", layer("lstm", 5), layer("lstm", 5, residual=True)),
     case("ragged", layer("lstm", **BOTH), B=6, T=9, lengths=True),
     case("ragged_gru_reverse", layer("gru", direction="reverse"), B=6, T=9, lengths=True),
+    case(
+        "ragged_residual_on_the_first_layer",
+        layer("gru", 5, residual=True),
+        B=6,
+        lengths=True,
+    ),
+    case(
+        "ragged_repeating_in_a_scan",
+        layer("lstm", proj_size=4),
+        B=6,
+        lengths=True,
+        padding="repeat",
+    ),
+    case(
+        "head_on_every_step_repeating",
+        layer("gru"),
+        B=6,
+        lengths=True,
+        padding="repeat",
+        head=Head(size=3),
+    ),
     case(
         "ragged_two_layers_residual",
         layer("gru", 8),

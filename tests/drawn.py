@@ -1,5 +1,7 @@
 """Random specs over the whole space, for hypothesis."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from looprnn import parity
@@ -38,7 +40,7 @@ def layers(draw: st.DrawFn, inputs: int, last: bool) -> Layer:
     norm = lstm and not skip and draw(st.booleans())
     acts = st.tuples(*[GATE if r == "sigmoid" else ANY for r in ROLES[cell]])
     usual = draw(st.booleans())
-    return Layer(
+    layer = Layer(
         cell=cell,
         hidden_size=inputs if skip else hidden,
         skip_input=skip,
@@ -57,6 +59,8 @@ def layers(draw: st.DrawFn, inputs: int, last: bool) -> Layer:
         reset=draw(st.sampled_from(["after", "before"])) if cell == "gru" else "after",
         layer_norm=norm,
     )
+    fits = layer.output_size == inputs and layer.merge != "none"
+    return replace(layer, residual=fits and draw(st.booleans()))
 
 
 @st.composite
@@ -75,6 +79,7 @@ def specs(draw: st.DrawFn) -> RNNSpec:
     ))  # fmt: skip
     if head and head.on == "output" and stack[-1].merge == "none":
         head = None
+    paddings = ["zero"] if any(layer.residual for layer in stack) else ["zero", "repeat"]
     return RNNSpec(
         name="drawn",
         input_size=inputs,
@@ -82,6 +87,6 @@ def specs(draw: st.DrawFn) -> RNNSpec:
         vocabulary=draw(st.none() | st.integers(1, 9)),
         head=head,
         lengths=lengths,
-        padding=draw(st.sampled_from(["zero", "repeat"])) if lengths else "zero",
+        padding=draw(st.sampled_from(paddings)) if lengths else "zero",
         weights=WeightSource(seed=draw(st.integers(0, 2**32 - 1))),
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from looprnn import engines, parity
 from looprnn.card import EngineCard
+from looprnn.engines import onnx_ops
 from looprnn.engines.onnx_model import how
 from looprnn.errors import EngineError, EngineMissing
 from looprnn.weights import load_weights
@@ -73,6 +74,38 @@ def test_some_case_notices_wrong_weights(run, mutant):
     noticed = [
         c.name for c in CASES if not parity.agrees(worst(c, run(c, mutant(c.spec, c.weights))))
     ]
+    assert noticed, f"no case tells {mutant.__name__} from the truth"
+
+
+def without(select_or_blank):
+    """A mutant of the ONNX graph: selections of this name answer what they should replace."""
+
+    def mutant(monkeypatch):
+        right = onnx_ops.Graph.select
+
+        def wrong(g, name, condition, yes, no):
+            return yes if name == select_or_blank else right(g, name, condition, yes, no)
+
+        monkeypatch.setattr(onnx_ops.Graph, "select", wrong)
+
+    mutant.__name__ = f"without_{select_or_blank}"
+    return mutant
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [without(n) for n in ("residual_valid", "y_some", "y_valid", "valid", "h_kept", "c_kept")],
+    ids=lambda m: m.__name__,
+)
+def test_some_case_notices_wrong_wiring_of_the_onnx_model(mutant, monkeypatch, tmp_path):
+    mutant(monkeypatch)
+    engine, noticed = engines.get("onnxruntime"), []
+    for case in CASES:
+        path = tmp_path / case.name
+        engine.build(case.spec, case.weights, path, progress=lambda *_: None, workspace=0)
+        with engine.session(path, case.spec) as session:
+            if not parity.agrees(worst(case, session.run(case.inputs))):
+                noticed.append(case.name)
     assert noticed, f"no case tells {mutant.__name__} from the truth"
 
 

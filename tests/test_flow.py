@@ -31,15 +31,15 @@ FLOW = [
     "triton_model",
     "importers",
     "build",
+    "server",
+    "demo",
+    "commands",
     "verify_cases",
     "verify",
     "inspect_tables",
     "inspect",
     "importing",
     "refit",
-    "server",
-    "demo",
-    "commands",
     "cli",
 ]
 

@@ -141,6 +141,39 @@ def output_not_blanked_past_the_length(monkeypatch):
     return trt
 
 
+def residual_not_blanked(monkeypatch):
+    return blanking(monkeypatch, lambda self, name, y: name != "residual_valid")
+
+
+def head_blanked_though_padding_repeats(monkeypatch):
+    return blanking(monkeypatch, lambda self, name, y: True, always=("head",))
+
+
+def blanking(monkeypatch, blanks, always=()):
+    right, head = network.Time.blanked, network._head
+
+    def blanked(self, name, y):
+        return right(self, name, y) if blanks(self, name, y) else y
+
+    def wrong_head(net, time, spec, weights, y):
+        z = head(net, time, spec, weights, y)
+        return right(time, "head_blank", z) if "head" in always and len(z.shape) == 3 else z
+
+    monkeypatch.setattr(network.Time, "blanked", blanked)
+    monkeypatch.setattr(network, "_head", wrong_head)
+    return trt
+
+
+def empty_rows_repeat_their_start(monkeypatch):
+    right = network.Net.select
+
+    def wrong(net, name, condition, yes, no):
+        return yes if name == "output_some" else right(net, name, condition, yes, no)
+
+    monkeypatch.setattr(network.Net, "select", wrong)
+    return trt
+
+
 def mask_not_reversed(monkeypatch):
     return iterators(monkeypatch, lambda tensor, reverse: reverse and tensor.dtype != trt.bool)
 
@@ -209,6 +242,9 @@ WIRING_MUTANTS = [
     states_run_on_past_the_length,
     output_not_blanked_past_the_length,
     mask_not_reversed,
+    residual_not_blanked,
+    head_blanked_though_padding_repeats,
+    empty_rows_repeat_their_start,
     output_not_reversed,
     output_wrongly_reversed,
     iterator_not_reversed,
