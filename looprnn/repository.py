@@ -114,8 +114,9 @@ def _engine_asked_for(config: Path) -> str:
 def locked(repository: Path, name: str) -> Iterator[Path]:
     """model_repository/<name>, made where it is missing, to one build at a time.
 
-    What killed builds left there is removed. A folder that stays empty goes again: Triton would
-    take it for a broken model.
+    What killed builds left there is removed, and so is a numbered folder without engines above
+    the built ones: Triton serves the highest number. A folder that stays empty goes again: Triton
+    would take it for a broken model.
     """
     model = repository / name
     held = _lock(model)
@@ -125,6 +126,9 @@ def locked(repository: Path, name: str) -> Iterator[Path]:
                 shutil.rmtree(left)
             else:
                 left.unlink()
+        for version in _numbers(model):
+            if version > 1 and _is_skeleton(model / str(version)):  # a clone's 1/ stays
+                shutil.rmtree(model / str(version))
         yield model
     finally:
         with suppress(OSError):
@@ -155,11 +159,7 @@ def _lock(model: Path) -> int:
 
 def built_versions(model: Path) -> list[int]:
     """The version numbers under model_repository/<name> that hold engines, ascending."""
-    return sorted(
-        int(folder.name)
-        for folder in (model.iterdir() if model.is_dir() else ())
-        if folder.name.isdecimal() and (folder / CARDS).is_file()
-    )
+    return [n for n in _numbers(model) if (model / str(n) / CARDS).is_file()]
 
 
 @contextmanager
@@ -182,7 +182,8 @@ def staged_version(repository: Path, name: str) -> Iterator[Path]:
 
 
 def _promote(model: Path, staging: Path) -> None:
-    version = max(built_versions(model), default=0) + 1
+    taken = [n for n in _numbers(model) if not _is_skeleton(model / str(n))]
+    version = max(taken, default=0) + 1
     while True:
         target = model / str(version)
         if _is_skeleton(target):
@@ -194,6 +195,12 @@ def _promote(model: Path, staging: Path) -> None:
             if not target.exists():
                 raise
             version += 1  # another build was faster
+
+
+def _numbers(model: Path) -> list[int]:
+    return (
+        sorted(int(p.name) for p in model.iterdir() if p.name.isdecimal()) if model.is_dir() else []
+    )
 
 
 def _is_skeleton(folder: Path) -> bool:

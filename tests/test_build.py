@@ -97,6 +97,17 @@ def test_a_clone_whose_version_1_is_model_py_alone_gets_version_1(tmp_path):
     assert run(tmp_path)[0].version == 1
 
 
+@pytest.mark.parametrize("built_before", [True, False])
+def test_an_empty_version_above_the_built_ones_is_not_what_triton_serves(tmp_path, built_before):
+    """Triton serves the highest number; a repository copied without its engines has such ones."""
+    if built_before:
+        run(tmp_path)
+    (tmp_path / "small/7").mkdir(parents=True)
+    (tmp_path / "small/7/model.py").write_text(repository.MODEL_PY)
+    assert run(tmp_path)[0].version == 1
+    assert sorted(p.name for p in (tmp_path / "small").iterdir()) == ["1", "config.pbtxt"]
+
+
 def test_a_folder_with_something_of_the_users_in_it_is_not_replaced(tmp_path):
     (tmp_path / "small/1").mkdir(parents=True)
     (tmp_path / "small/1/notes.txt").write_text("mine")
