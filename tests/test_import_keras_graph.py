@@ -187,8 +187,16 @@ def test_a_bidirectional_of_keras_2_writes_zeros_past_the_end(tmp_path):
     mask = layer("Masking", "m")
     entry, held = both(return_sequences=True)
     assert sequential(tmp_path, mask, entry, b=held).spec.padding == "zero"
+
+
+def test_a_layer_that_answers_its_last_state_alone_repeats_nothing(tmp_path):
+    mask = layer("Masking", "m")
     entry, held = both()
-    assert sequential(tmp_path, mask, entry, b=held).spec.padding == "repeat"
+    assert sequential(tmp_path, mask, entry, b=held).spec.padding == "zero"
+    one = rnn("LSTM", "a")
+    assert sequential(tmp_path, mask, one, a=drawn("LSTM")).spec.padding == "zero"
+    every = rnn("LSTM", "a", return_sequences=True)
+    assert sequential(tmp_path, mask, every, a=drawn("LSTM")).spec.padding == "repeat"
 
 
 @pytest.mark.parametrize("more", [(), (layer("Dense", "e", units=1),)])

@@ -240,6 +240,8 @@ class _Reader:
                 f"{last}: with zero_output_for_mask Keras answers 0 for a row that is shorter than "
                 "the longest; h_n here is its last valid state"
             )
+        if not last.sequences:
+            return "zero"  # it answers one state a row: nothing of Keras's stands past the end
         if any(layer.residual for layer in self.layers):
             self.notes.append("past a row's end Keras answers the residual's sum; here it is 0")
             return "zero"
