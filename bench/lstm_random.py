@@ -13,12 +13,14 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from looprnn_client import Client
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
@@ -38,7 +40,7 @@ B, T = 1, 32
 WARMUP_S = 0.5
 
 
-def load(ask: list[Callable[[], object]], seconds: float) -> dict[str, float]:
+def load(ask: Sequence[Callable[[], object]], seconds: float) -> dict[str, float]:
     """Call each function in a thread of its own, again and again; latencies in ms, throughput in
     1/s.
     """
@@ -88,7 +90,7 @@ def main() -> None:
     inputs = {"input": parity.draw_inputs(spec, B, T)["input"], **spec.defaults(B, T)}
     weights = load_weights(spec)
 
-    def prove(what: str, got: dict[str, np.ndarray]) -> None:
+    def prove(what: str, got: Mapping[str, NDArray[np.float32]]) -> None:
         worst = max(parity.differences(spec, weights, inputs, got).values())
         if not parity.agrees(worst):
             raise SystemExit(f"{what} is wrong by {worst:.2g}: a wrong answer is not timed")
@@ -110,7 +112,7 @@ def main() -> None:
         for protocol, concurrency in jobs:
             url = f"{protocol}://{getattr(server, protocol)}"
             clients = [Client(url, model=spec.name, timeout_s=30) for _ in range(concurrency)]
-            calls = [lambda c=c: c.infer(inputs["input"]) for c in clients]
+            calls = [partial(client.infer, inputs["input"]) for client in clients]
             for call in calls:
                 result = call()
                 prove(protocol, {n: getattr(result, n) for n in spec.output_names})
@@ -122,7 +124,7 @@ def main() -> None:
     here = machine()
     table = Table(
         "lstm_random", "concurrency", "p50 ms", "p99 ms", "requests/s", "p50 over engine",
-        title=f"B={B} T={T} I={spec.input_size} H={spec.hidden_size}", box=SIMPLE_HEAD,
+        title=f"B={B} T={T} I={spec.input_size} H={spec.layers[0].hidden_size}", box=SIMPLE_HEAD,
     )  # fmt: skip
     for row in rows:
         table.add_row(
