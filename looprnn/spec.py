@@ -24,7 +24,6 @@ from looprnn.layer import (
     Layer,
     booleans,
     is_finite,
-    near,
     one_of,
     whole,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "RNNSpec",
     "Range",
     "WeightSource",
-    "near",
 ]
 
 PRECISIONS: Final = ("fp32", "fp16", "fp16_state", "bf16")

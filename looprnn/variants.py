@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from looprnn.errors import SpecError
-from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, WeightSource, near
+from looprnn.layer import near
+from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, WeightSource
 
 LAYER_KEYS = tuple(f.name for f in dataclasses.fields(Layer))
 SPEC_KEYS = tuple(f.name for f in dataclasses.fields(RNNSpec) if f.name != "layers")

@@ -24,7 +24,8 @@ from looprnn.importers.keras_layers import (
     own_kind,
     variables,
 )
-from looprnn.spec import Head, Layer, RNNSpec, near
+from looprnn.layer import near
+from looprnn.spec import Head, Layer, RNNSpec
 from looprnn.weights import suffix
 
 MERGE: Final[dict[str, Literal["concat", "sum", "mul", "average", "none"]]] = {

@@ -25,7 +25,6 @@ CELLS: Final[dict[str, Literal["rnn", "lstm", "gru"]]] = {
     "GRU": "gru", "GRUCell": "gru", "CuDNNGRU": "gru",
 }  # fmt: skip
 SAME: Final = ("relu", "tanh", "sigmoid", "softsign", "softplus", "elu")
-VARIABLES: Final = ("kernel", "recurrent_kernel", "bias")
 
 
 def field(config: object, name: str, kind: type, where: str, default: Any = None) -> Any:
