@@ -26,6 +26,7 @@ FLOW = [
     "network",
     "card",
     "cuda",
+    "batching",
     "engines",
     "repository",
     "triton_model",
