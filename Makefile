@@ -15,8 +15,11 @@ serve: .venv/ready
 	@$(BIN)/python build_engines.py
 	@$(BIN)/looprnn serve
 
+# Parity first, then time: what serving adds to the engine, and looprnn beside what a user would pick instead.
 bench: .venv/ready
+	@$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	@$(BIN)/python bench/lstm_random.py
+	@$(BIN)/python bench/serving.py
 
 lint: .venv/ready
 	@$(BIN)/ruff check

@@ -9,17 +9,15 @@ figure.
 
 import argparse
 import json
-import platform
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from looprnn_client import Client
+from machine import RESULTS, ROOT, machine, sentence
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -34,8 +32,6 @@ from looprnn.server import Server
 from looprnn.variants import load_spec
 from looprnn.weights import load_weights
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench/results/lstm_random.json"
 B, T = 1, 32
 WARMUP_S = 0.5
 
@@ -62,21 +58,6 @@ def load(ask: Sequence[Callable[[], object]], seconds: float) -> dict[str, float
     every = np.concatenate(latencies)
     p50, p99 = np.percentile(every, [50, 99])
     return {"p50_ms": p50, "p99_ms": p99, "throughput_rps": len(every) / seconds}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return {
-        "cpu": ", ".join(sorted(names)),
-        "cores": len([line for line in lines if line.startswith("processor")]),
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
-    }
 
 
 def main() -> None:
@@ -131,9 +112,11 @@ def main() -> None:
             row["what"], str(row["concurrency"]), f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}",
             f"{row['throughput_rps']:.0f}", f"+{row['p50_ms'] - rows[0]['p50_ms']:.2f} ms",
         )  # fmt: skip
-    console.print(table, f"{here['cpu']}, {here['cores']} cores, Python {here['python']}", sep="\n")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": here, "rows": rows}, indent=2) + "\n")
+    console.print(table, sentence(here), sep="\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "lstm_random.json").write_text(
+        json.dumps({"machine": here, "rows": rows}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":
