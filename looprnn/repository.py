@@ -52,7 +52,14 @@ def render_config(spec: RNNSpec, engine: str = "auto") -> str:
         name=spec.name,
         backend="python",
         max_batch_size=batch.max,
-        input=[pb.ModelInput(**described(n), optional=n != "input") for n in spec.input_names],
+        input=[
+            pb.ModelInput(
+                **described(n),
+                optional=n != "input",
+                allow_ragged_batch=n == "input" and spec.lengths,
+            )
+            for n in spec.input_names
+        ],
         output=[pb.ModelOutput(**described(n)) for n in spec.output_names],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)],
         dynamic_batching=pb.ModelDynamicBatching(),

@@ -1,12 +1,13 @@
 """TritonPythonModel: requests ↔ arrays, one answer per request, never one error for all.
 
-Triton's dynamic batcher hands over requests of one shape; those of one length T are joined into one
-engine run. Inputs that hold NaN or Inf are refused: engines differ in what they turn them into.
+Triton's dynamic batcher hands over requests that wait at the same time. With lengths, those of
+different T run together, padded (see batching.py); without, those of equal T.
 """
 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,30 @@ import triton_python_backend_utils as pb_utils  # provided by Triton's Python ba
 from numpy.typing import NDArray
 
 from looprnn import engines
+from looprnn.batching import MOST_WASTE, Batch, Piece, plan
 from looprnn.card import Cards
+from looprnn.decoding import Decoder
 from looprnn.errors import RequestError
-from looprnn.spec import RNNSpec
 
 Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request on its way: answers has a part for each run that its rows were in."""
+
+    inputs: Arrays
+    wanted: frozenset[str]
+    parts: list[Arrays] = field(default_factory=list)
+    failure: str = ""
+
+    def answer(self) -> Any:
+        if self.failure:
+            return refusal(self.failure, "INTERNAL")
+        whole = self.parts[0]
+        if len(self.parts) > 1:
+            whole = {n: np.concatenate([part[n] for part in self.parts]) for n in self.wanted}
+        return pb_utils.InferenceResponse([pb_utils.Tensor(n, whole[n]) for n in self.wanted])
 
 
 class TritonPythonModel:
@@ -44,115 +64,45 @@ class TritonPythonModel:
         except Exception as error:
             # Triton shows the message alone, so it must say which model.
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
+        self._decode, self._batch = Decoder(self._spec), Batch(self._spec)
+        self._most_waste = MOST_WASTE if self._spec.lengths else 0.0
         pb_utils.Logger.log_info(f"{self._spec.name}: engine {name}, {path.name}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in order."""
         answers: list[Any] = [None] * len(requests)
-        batches: dict[int, list[tuple[int, Arrays]]] = {}  # by T
+        asked: dict[int, Asked] = {}
         for k, request in enumerate(requests):
             try:
-                inputs = decode(request, self._spec)
-                batches.setdefault(inputs["input"].shape[1], []).append((k, inputs))
+                inputs = self._decode({t.name(): t.as_numpy() for t in request.inputs()})
             except RequestError as error:
                 answers[k] = refusal(f"bad input: {error}", "INVALID_ARG")
-        for group in batches.values():
-            for batch in cut(group, self._spec.profile.batch.max):
-                self._answer(requests, batch, answers)
+            else:
+                asked[k] = Asked(inputs, frozenset(request.requested_output_names()))
+        taken = list(asked.values())
+        sizes = [(len(a.inputs["input"]), a.inputs["input"].shape[1]) for a in taken]
+        for run in plan(sizes, self._spec.profile.batch.max, self._most_waste):
+            self._run(taken, run)
+        for k, one in asked.items():
+            answers[k] = one.answer()
         return answers
 
-    def _answer(
-        self, requests: Sequence[Any], batch: list[tuple[int, Arrays]], answers: list[Any]
-    ) -> None:
-        """Run one batch and put each request's rows into its answer."""
+    def _run(self, asked: list[Asked], run: list[Piece]) -> None:
+        """Run the engine once and hand each request its share."""
+        inputs = [one.inputs for one in asked]
+        wanted = frozenset().union(*(asked[k].wanted for k, _ in run))
         try:
-            outputs = self._session.run(join([inputs for _, inputs in batch]))
+            outputs = self._session.run(self._batch.fill(inputs, run), wanted)
         except Exception as error:
-            for k, _ in batch:
-                answers[k] = refusal(f"engine failed: {error}", "INTERNAL")
+            for k, _ in run:
+                asked[k].failure = f"engine failed: {error}"
             return
-        row = 0
-        for k, inputs in batch:
-            rows = slice(row, row := row + len(inputs["input"]))
-            wanted = requests[k].requested_output_names()
-            answers[k] = pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, outputs[name][rows]) for name in wanted]
-            )
+        for k, share in self._batch.shares(outputs, inputs, run):
+            asked[k].parts.append(share)
 
     def finalize(self) -> None:
         """Free the engine and all its memory."""
         self._open.close()
-
-
-def decode(request: Any, spec: RNNSpec) -> Arrays:
-    """The request's inputs as arrays, defaults filled in. Raises RequestError in words."""
-    given: Arrays = {}
-    for name in spec.input_names:
-        tensor = pb_utils.get_input_tensor_by_name(request, name)
-        if tensor is not None:
-            given[name] = tensor.as_numpy()
-    if "input" not in given:
-        raise RequestError("input is missing")
-    batch, time = size(given["input"], spec)
-    if "lengths" in given and given["lengths"].shape == (batch, 1):
-        given["lengths"] = given["lengths"][:, 0]  # Triton's dims cannot be empty
-    shapes = spec.shapes(batch, time)
-    for name, array in given.items():
-        if array.shape != shapes[name]:
-            raise RequestError(
-                f"{name} has the shape {list(array.shape)}, wanted {list(shapes[name])}"
-            )
-        if array.dtype != spec.dtype(name):
-            raise RequestError(f"{name} is {array.dtype}, wanted {spec.dtype(name).__name__}")
-        check_values(name, array, time if name == "lengths" else (spec.vocabulary or 0) - 1)
-    return given if len(given) == len(spec.input_names) else spec.defaults(batch, time) | given
-
-
-def size(x: NDArray[Any], spec: RNNSpec) -> tuple[int, int]:
-    """B and T of the input. Raises RequestError if it has none, or T is outside the profile."""
-    rank = len(spec.shapes(1, 1)["input"])
-    if x.ndim != rank:
-        wanted = "[B, T]" if rank == 2 else f"[B, T, {spec.input_size}]"
-        raise RequestError(f"input has the shape {list(x.shape)}, wanted {wanted}")
-    limit = spec.profile.time
-    if not limit.min <= x.shape[1] <= limit.max:
-        raise RequestError(
-            f"input has T = {x.shape[1]} steps, this engine takes {limit.min} to {limit.max}"
-        )
-    return x.shape[0], x.shape[1]
-
-
-def check_values(name: str, array: NDArray[Any], most: int) -> None:
-    """Floats are finite; integers are 0..most. Raises RequestError with the first that is not."""
-    whole = array.dtype == np.int32
-    good = (array >= 0) & (array <= most) if whole else np.isfinite(array)
-    if not good.all():
-        where = np.argwhere(~good)[0].tolist()
-        wanted = f"wanted 0 to {most}" if whole else "only finite numbers are served"
-        raise RequestError(f"{name} holds {array[tuple(where)]} at {where}; {wanted}")
-
-
-def cut(group: list[tuple[int, Arrays]], most: int) -> list[list[tuple[int, Arrays]]]:
-    """Runs of whole requests of at most `most` rows each; Triton refuses a single request above
-    that.
-    """
-    runs: list[list[tuple[int, Arrays]]] = []
-    room = 0
-    for k, inputs in group:
-        rows = len(inputs["input"])
-        if rows > room:
-            runs.append([])
-            room = most
-        runs[-1].append((k, inputs))
-        room -= rows
-    return runs
-
-
-def join(requests: list[Arrays]) -> Arrays:
-    """The rows of several requests below each other; those of a single one uncopied."""
-    if len(requests) == 1:
-        return requests[0]
-    return {name: np.concatenate([r[name] for r in requests]) for name in requests[0]}
 
 
 def refusal(message: str, code: str) -> Any:

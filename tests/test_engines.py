@@ -37,7 +37,12 @@ def run(request, tmp_path):
         path = tmp_path / engine.file
         engine.build(case.spec, weights, path, progress=lambda *_: None, workspace=1 << 28)
         with engine.session(path, case.spec) as session:
-            return session.run(case.inputs)
+            whole = session.run(case.inputs)
+            for name in case.spec.output_names:
+                alone = session.run(case.inputs, [name])
+                assert list(alone) == [name]
+                np.testing.assert_array_equal(alone[name], whole[name])
+            return whole
 
     return build_and_ask
 

@@ -27,6 +27,7 @@ FLOW = [
     "card",
     "cuda",
     "batching",
+    "decoding",
     "engines",
     "repository",
     "triton_model",

@@ -24,16 +24,22 @@ class Tensor:
     def __init__(self, name, array):
         self._name, self._array = name, array
 
+    def name(self):
+        return self._name
+
     def as_numpy(self):
         return self._array
 
 
 class Request:
     def __init__(self, inputs, wanted=SPEC.output_names):
-        self.inputs, self.wanted = inputs, wanted
+        self.inputs_, self.wanted = inputs, wanted
+
+    def inputs(self):
+        return [Tensor(name, array) for name, array in self.inputs_.items()]
 
     def requested_output_names(self):
-        return list(self.wanted)
+        return set(self.wanted)
 
 
 class TritonError:
@@ -55,9 +61,6 @@ PB_UTILS = SimpleNamespace(
     TritonModelException=RuntimeError,
     InferenceResponse=Response,
     Logger=SimpleNamespace(log_info=lambda message: None),
-    get_input_tensor_by_name=lambda request, name: (
-        Tensor(name, request.inputs[name]) if name in request.inputs else None
-    ),
 )
 
 
@@ -122,23 +125,54 @@ def test_one_bad_request_spoils_its_own_answer_only(model):
     assert {answers[k].error.code for k in (1, 3)} == {"INVALID_ARG"}
 
 
-def test_requests_of_one_length_are_one_run(model, monkeypatch):
-    runs = []
+@pytest.fixture
+def runs(monkeypatch):
+    """The input's shape and the wanted outputs of each run of the engine."""
+    seen = []
     right = OnnxSession.run
-    monkeypatch.setattr(
-        OnnxSession, "run", lambda s, inputs: runs.append(inputs["input"].shape) or right(s, inputs)
-    )
+
+    def run(self, inputs, wanted=None):
+        if wanted is not None:  # else it is the build's own
+            seen.append((inputs["input"].shape, set(wanted)))
+        return right(self, inputs, wanted)
+
+    monkeypatch.setattr(OnnxSession, "run", run)
+    return seen
+
+
+def test_without_lengths_requests_of_one_T_are_one_run(model, runs):
     requests = [drawn(2, 4, 0), drawn(1, 6, 1), drawn(3, 4, 2)]
     for answer, inputs in zip(model.execute([Request(r) for r in requests]), requests, strict=True):
         assert_right(answer, inputs)
-    assert sorted(runs) == [(1, 6, 7), (5, 4, 7)]
+    assert sorted(shape for shape, _ in runs) == [(1, 6, 7), (5, 4, 7)]
 
 
-def test_more_rows_than_the_profile_are_more_runs(model):
+@pytest.mark.parametrize("name", ["padded_gru", "tokens"])
+def test_with_lengths_requests_of_any_T_share_runs_and_get_their_own_steps(serve, runs, name):
+    spec = VARIANTS[name]
+    requests = [drawn(b, t, t, spec) for b, t in ((2, 5), (1, 9), (1, 2), (3, 8), (1, 4))]
+    names = spec.output_names
+    answers = serve(spec).execute([Request(on_the_wire(r), names) for r in requests])
+    for answer, inputs in zip(answers, requests, strict=True):
+        assert_right(answer, inputs, spec)
+    assert [shape[:2] for shape, _ in runs] == [(6, 9), (2, 4)]
+
+
+def test_more_rows_than_the_profile_are_more_runs(model, runs):
     most = SPEC.profile.batch.max
-    requests = [drawn(rows, 4, seed=rows) for rows in (most, 3, most - 3, 1)]
+    rows = (most, 3, 2 * most + 1, most - 3, 1)
+    requests = [drawn(count, 4, seed=count) for count in rows]
     for answer, inputs in zip(model.execute([Request(r) for r in requests]), requests, strict=True):
         assert_right(answer, inputs)
+    assert sum(shape[0] for shape, _ in runs) == sum(rows)
+
+
+def test_what_nobody_asked_for_is_not_computed(model, runs):
+    first, second = model.execute(
+        [Request(drawn(1, 4, 0), ["h_n"]), Request(drawn(1, 4, 1), ["c_n", "h_n"])]
+    )
+    assert (set(first.arrays), set(second.arrays)) == ({"h_n"}, {"c_n", "h_n"})
+    assert [wanted for _, wanted in runs] == [{"h_n", "c_n"}]
 
 
 def test_requests_with_and_without_states_share_a_run(model):
@@ -159,6 +193,7 @@ def test_only_what_is_asked_for_is_sent(model):
     [
         ({"input": np.zeros((1, 4), np.float32)}, "[1, 4], wanted [B, T, 7]"),
         ({"input": np.zeros((1, 4, 6), np.float32)}, "[1, 4, 6], wanted [1, 4, 7]"),
+        ({"input": np.zeros((0, 4, 7), np.float32)}, "no rows, B = 0"),
         ({"input": np.zeros((1, 0, 7), np.float32)}, "T = 0 steps, this engine takes 1 to 64"),
         ({"input": np.zeros((1, 65, 7), np.float32)}, "T = 65 steps"),
         ({"input": np.zeros((1, 4, 7))}, "input is float64, wanted float32"),
@@ -174,10 +209,10 @@ def test_a_bad_input_is_answered_in_words(model, change, words):
 
 
 def test_an_engine_that_fails_answers_every_request_of_its_run(model, monkeypatch):
-    def failing(self, inputs):
+    def failing(self, inputs, wanted=None):
         if inputs["input"].shape[1] == 4:
             raise RuntimeError("out of memory")
-        return right(self, inputs)
+        return right(self, inputs, wanted)
 
     right = OnnxSession.run
     monkeypatch.setattr(OnnxSession, "run", failing)

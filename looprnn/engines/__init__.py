@@ -10,7 +10,7 @@ answers.
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -46,8 +46,11 @@ class Session(Protocol):
         trace: TracebackType | None,
     ) -> None: ...
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-        """Every input of the spec → every output, shapes as in RNNSpec.shapes.
+    def run(
+        self, inputs: Arrays, wanted: Collection[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Every input of the spec → the wanted outputs, by default all; shapes as in
+        RNNSpec.shapes.
 
         Inputs are C-contiguous and within the profile. The answers are the caller's to keep.
         """

@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: the default on hosts without an NVIDIA GPU."""
 
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -68,8 +69,11 @@ class OnnxSession:
     def __exit__(self, *_: object) -> None:
         del self._session
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+    def run(
+        self, inputs: Arrays, wanted: Collection[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        names = self._outputs if wanted is None else tuple(wanted)
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
 
 
 def engine(name: str) -> Engine:

@@ -6,6 +6,7 @@ allocated once for the profile's maximum and bound once by set_tensor_address. A
 and queues copy, execute_async_v3, copy.
 """
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -71,7 +72,9 @@ class TensorRTSession:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, inputs: Arrays, wanted: Collection[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         self.log.errors.clear()  # those of an earlier run are not this one's
         for name in self.spec.input_names:
             array = inputs[name]
@@ -83,7 +86,8 @@ class TensorRTSession:
             cuda.copy_in(self.gpu[name], self.host[name], array.nbytes, self.stream)
         self._must(self.context.execute_async_v3(self.stream.handle), "execute_async_v3")
         shapes = {
-            name: tuple(self.context.get_tensor_shape(name)) for name in self.spec.output_names
+            name: tuple(self.context.get_tensor_shape(name))
+            for name in (self.spec.output_names if wanted is None else wanted)
         }
         for name, shape in shapes.items():
             size = int(np.prod(shape)) * ELEMENT
