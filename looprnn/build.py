@@ -14,7 +14,9 @@ from looprnn import engines, parity, repository, weights
 from looprnn.card import Cards, EngineCard, file_digest, maker
 from looprnn.engines import ENGINES, Engine, Progress
 from looprnn.errors import EngineError, EngineMissing, LoopRNNError, ParityError, WeightsError
+from looprnn.mirror import mirror
 from looprnn.spec import RNNSpec
+from looprnn.stream import stream_name
 from looprnn.weights import Weights
 
 WORKSPACE = 1 << 30
@@ -68,7 +70,8 @@ def build_variant(
     keep: int = 1,
     workspace: int = WORKSPACE,
 ) -> list[Outcome]:
-    """Bring model_repository/<name> (in `folder`) up to date; one Outcome for each wanted engine.
+    """Bring model_repository/<name> (in `folder`) up to date, and <name>_stream of a variant that
+    streams; one Outcome for each wanted engine of each.
 
     Engines of the newest version that still fit are carried over. A failed engine leaves the others
     alone, unless it differs from the reference; where nothing new was built, no version appears.
@@ -105,7 +108,27 @@ def build_variant(
             repository.write_config(folder, spec)
         if built:
             repository.prune(model, keep)
+        if current or built:
+            outcomes += _streams(spec, folder, outcomes, keep)
     return outcomes
+
+
+def _streams(spec: RNNSpec, folder: Path, outcomes: Sequence[Outcome], keep: int) -> list[Outcome]:
+    """The same for the variant's stream model, which takes the engines over."""
+    if (found := mirror(folder, spec, keep)) is None:
+        return []
+    version, is_new = found
+    return [
+        dataclasses.replace(
+            o,
+            variant=stream_name(spec.name),
+            status="built" if is_new else "unchanged",
+            version=version,
+            seconds=0.0,
+        )
+        for o in outcomes
+        if o.status != "failed"
+    ]
 
 
 def _is_stale(engine: Engine, card: EngineCard | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from looprnn.errors import EngineMismatch, EngineMissing
 from looprnn.spec import RNNSpec
+from looprnn.stream import variant_of
 
 CARDS = "engine.json"
 PACKAGE = Path(__file__).parent
@@ -125,8 +126,9 @@ class Cards:
 
 
 def rebuild(folder: Path) -> str:
-    """What to type; a version directory lies in its variant's."""
-    return f"Build it: python build_engines.py --force --variant {folder.resolve().parent.name}"
+    """What to type; a version directory lies in its model's."""
+    variant = variant_of(folder.resolve().parent.name)
+    return f"Build it: python build_engines.py --force --variant {variant}"
 
 
 def file_digest(path: Path) -> str:

@@ -9,6 +9,8 @@ LoopRNNError
 │   └── CudaError        a CUDA call that failed
 ├── ParityError          an engine whose answers are not the reference's
 ├── RequestError         what a client sent cannot be served
+│   ├── StreamUnknown    a chunk of a stream that does not live here
+│   └── StreamRefused    a START where as many streams live as there may
 └── ServerError          the tritonserver could not be found, started or kept running
 
 Each message says what was wanted, what came, and what to type next where that is known.
@@ -49,6 +51,14 @@ class ParityError(LoopRNNError):
 
 class RequestError(LoopRNNError):
     """A request's arrays cannot be served: the message names the input, what came and what fits."""
+
+
+class StreamUnknown(RequestError):
+    """The chunk's stream never started here, has ended or expired; the message says what to do."""
+
+
+class StreamRefused(RequestError):
+    """Every slot is taken by a live stream."""
 
 
 class ServerError(LoopRNNError):

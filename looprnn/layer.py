@@ -1,4 +1,4 @@
-"""Activation and Layer: one recurrent layer of a spec. A layer that exists is valid.
+"""Activation, Layer and Head: the layers of a spec. One that exists is valid.
 
 I input size, H hidden size, P what a step puts out (H, or proj_size), D directions, G gates.
 """
@@ -216,3 +216,23 @@ class Layer:
 
     def activations_of(self, direction: str) -> tuple[Activation, ...]:
         return self.activations if direction == "forward" else self.activations_reverse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A linear layer at the end: activation(W·y + b), W [size, F].
+
+    on = "output": y is every step's output, and head is [B, T, size].
+    on = "last": y is the last layer's h_n, its directions side by side, and head is [B, size].
+    """
+
+    size: int
+    on: Literal["output", "last"] = "output"
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        whole("head.size", self.size)
+        booleans(self, "bias")
+        one_of("head.on", self.on, ("output", "last"))
+        one_of("head.activation", self.activation, ("none", "sigmoid", "softmax"))

@@ -28,6 +28,7 @@ from looprnn.commands import whole
 from looprnn.engines import Engine, Progress
 from looprnn.engines.tensorrt_refit import opened
 from looprnn.errors import EngineError, EngineMismatch, EngineMissing, SpecError, WeightsError
+from looprnn.mirror import mirror
 from looprnn.network import define
 from looprnn.spec import RNNSpec, WeightSource
 from looprnn.variants import load_spec
@@ -123,6 +124,7 @@ def refit(
         made_of = (spec.digest(), weights.digest(arrays))
         made = [(c.spec_digest, c.weights_digest) for c in cards.engines.values()]
         if made and set(made) == {made_of}:
+            mirror(folder, spec, keep)  # a refit that was killed may have left it behind
             return newest, {}
         check(spec, cards, old)
         with repository.staged_version(folder, spec.name) as staging:
@@ -134,6 +136,7 @@ def refit(
             Cards(spec=spec, engines=renewed).write(staging)
         version = max(repository.built_versions(model))
         repository.prune(model, keep)
+        mirror(folder, spec, keep)
         return version, renewed
 
 

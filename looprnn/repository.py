@@ -4,6 +4,8 @@
     model_repository/lstm/1/model.py       one import
     model_repository/lstm/1/engine.json    the cards; without it the version was not built
     model_repository/lstm/1/model.onnx …   the engines
+    model_repository/lstm_stream/          the same for a variant with streaming = true: its stream
+                                           model, with copies of the engines (mirror)
 
 A version is staged beside the others and renamed into place whole. It is never written to again.
 """
@@ -21,13 +23,18 @@ from typing import Any
 from looprnn.card import CARDS
 from looprnn.engines import ENGINES
 from looprnn.spec import RNNSpec
+from looprnn.stream import stream_name, variant_of
 
 log = logging.getLogger(__name__)
 MODEL_PY = "from looprnn.triton_model import TritonPythonModel  # noqa: F401\n"
+STREAM_PY = MODEL_PY.replace("triton_model", "stream_model")
+# A START that was refused holds Triton's place for a stream until it idles. Where these ran out a
+# START would wait without a word, so there are more of them than slots; each costs 0.7 KB.
+SPARE = 10_000
 
 
-def render_config(spec: RNNSpec, engine: str = "auto") -> str:
-    """config.pbtxt, through Triton's own protobuf.
+def render_config(spec: RNNSpec, engine: str = "auto", *, stream: bool = False) -> str:
+    """config.pbtxt of the variant, or of its stream model, through Triton's own protobuf.
 
     instance_group's KIND_AUTO is a GPU where there is one, else the CPU. The parameter `engine` may
     be set to the name of an engine; `auto` takes the first that the host can run.
@@ -48,8 +55,24 @@ def render_config(spec: RNNSpec, engine: str = "auto") -> str:
     parameters = {"engine": engine, "time_max": str(time.max)}
     if spec.vocabulary:
         parameters["vocabulary"] = str(spec.vocabulary)
+    if stream:
+        parameters |= {
+            "streaming": "true",
+            "stream_capacity": str(spec.stream.capacity),
+            "stream_idle_s": f"{spec.stream.idle_s:.15g}",
+        }
+        batching: dict[str, Any] = {
+            "sequence_batching": pb.ModelSequenceBatching(
+                max_sequence_idle_microseconds=spec.stream.idle_us,
+                oldest=pb.ModelSequenceBatching.StrategyOldest(
+                    max_candidate_sequences=spec.stream.capacity + SPARE
+                ),
+            )
+        }
+    else:
+        batching = {"dynamic_batching": pb.ModelDynamicBatching()}
     config = pb.ModelConfig(
-        name=spec.name,
+        name=stream_name(spec.name) if stream else spec.name,
         backend="python",
         max_batch_size=batch.max,
         input=[
@@ -62,12 +85,12 @@ def render_config(spec: RNNSpec, engine: str = "auto") -> str:
         ],
         output=[pb.ModelOutput(**described(n)) for n in spec.output_names],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_AUTO)],
-        dynamic_batching=pb.ModelDynamicBatching(),
+        **batching,
         parameters={key: pb.ModelParameter(string_value=v) for key, v in parameters.items()},
         model_warmup=[
             pb.ModelWarmup(
                 name="typical",
-                batch_size=batch.opt,
+                batch_size=1 if stream else batch.opt,
                 inputs={
                     "input": pb.ModelWarmup.Input(
                         data_type=described("input")["data_type"],
@@ -87,13 +110,14 @@ def dims(spec: RNNSpec, name: str) -> tuple[int, ...]:
     return tuple(a if a == b else -1 for a, b in zip(one, two, strict=True)) or (1,)
 
 
-def write_config(repository: Path, spec: RNNSpec) -> None:
-    """Bring config.pbtxt up to date; an unchanged one is not touched.
+def write_config(repository: Path, spec: RNNSpec, *, stream: bool = False) -> None:
+    """Bring config.pbtxt of the variant, or of its stream model, up to date; an unchanged one is
+    not touched.
 
     The parameter `engine` is the user's to set: one that names an engine stays as it is.
     """
-    path = repository / spec.name / "config.pbtxt"
-    text = render_config(spec, _engine_asked_for(path))
+    path = repository / (stream_name(spec.name) if stream else spec.name) / "config.pbtxt"
+    text = render_config(spec, _engine_asked_for(path), stream=stream)
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,11 +205,16 @@ def staged_version(repository: Path, name: str) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=model))
     try:
         yield staging
-        (staging / "model.py").write_text(MODEL_PY, encoding="utf-8")
+        (staging / "model.py").write_text(model_py(name), encoding="utf-8")
         staging.chmod(0o755)
         _promote(model, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def model_py(name: str) -> str:
+    """The one line of model.py in the versions of the model of that name."""
+    return MODEL_PY if variant_of(name) == name else STREAM_PY
 
 
 def _promote(model: Path, staging: Path) -> None:
@@ -225,5 +254,5 @@ def prune(model: Path, keep: int) -> None:
         folder.rename(aside / folder.name)
         if version == 1:
             folder.mkdir()
-            (folder / "model.py").write_text(MODEL_PY, encoding="utf-8")
+            (folder / "model.py").write_text(model_py(model.name), encoding="utf-8")
         shutil.rmtree(aside)

@@ -21,6 +21,7 @@ from looprnn.layer import (
     GATES,
     ROLES,
     Activation,
+    Head,
     Layer,
     booleans,
     is_finite,
@@ -28,6 +29,7 @@ from looprnn.layer import (
     whole,
 )
 from looprnn.profile import Profile, Range
+from looprnn.stream import SUFFIX, Stream, check_streaming, stream_name
 
 # Its parts are of it: who needs them finds them here.
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Profile",
     "RNNSpec",
     "Range",
+    "Stream",
     "WeightSource",
 ]
 
@@ -76,26 +79,6 @@ class WeightSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """A linear layer at the end: activation(W·y + b), W [size, F].
-
-    on = "output": y is every step's output, and head is [B, T, size].
-    on = "last": y is the last layer's h_n, its directions side by side, and head is [B, size].
-    """
-
-    size: int
-    on: Literal["output", "last"] = "output"
-    activation: Literal["none", "sigmoid", "softmax"] = "none"
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        whole("head.size", self.size)
-        booleans(self, "bias")
-        one_of("head.on", self.on, ("output", "last"))
-        one_of("head.activation", self.activation, ("none", "sigmoid", "softmax"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RNNSpec:
     """A stack of recurrent layers, with an optional embedding in front and an optional linear head.
 
@@ -106,6 +89,7 @@ class RNNSpec:
     precision    of TensorRT engines: fp32; fp16 or bf16 products with fp32 gates and states;
                  fp16_state: all in fp16 but c
     refit        TensorRT engines take new weights without a rebuild
+    streaming    a second model, NAME_stream, keeps the states of streams as `stream` says
 
     Raises SpecError, with the value, for anything that cannot be built.
     """
@@ -121,6 +105,8 @@ class RNNSpec:
     padding: Literal["zero", "repeat"] = "zero"
     precision: Literal["fp32", "fp16", "fp16_state", "bf16"] = "fp32"
     refit: bool = False
+    streaming: bool = False
+    stream: Stream = field(default_factory=Stream)
     profile: Profile = field(default_factory=Profile)
     weights: WeightSource
 
@@ -129,6 +115,11 @@ class RNNSpec:
             raise SpecError(
                 f"name must be letters, digits, _ and -, beginning with a letter; got {self.name!r}"
             )
+        if self.name.endswith(SUFFIX):
+            raise SpecError(
+                f"{self.name}: names that end in {SUFFIX} are the stream models'. Call it "
+                f"{self.name.removesuffix(SUFFIX)!r} and set streaming = true"
+            )
         try:
             self._check()
         except SpecError as error:
@@ -136,7 +127,7 @@ class RNNSpec:
 
     def _check(self) -> None:
         whole("input_size", self.input_size)
-        booleans(self, "lengths", "refit")
+        booleans(self, "lengths", "refit", "streaming")
         one_of("precision", self.precision, PRECISIONS)
         if self.padding in ("left", "pre"):
             raise SpecError(
@@ -178,6 +169,10 @@ class RNNSpec:
                 raise SpecError(f"layer {k}: residual and padding = 'repeat' do not go together")
         if self.head and self.head.on == "output" and self.layers[-1].merge == "none":
             raise SpecError("a head on output needs one output, not merge = 'none'")
+        if self.streaming:
+            check_streaming(self)
+        elif self.stream != Stream():
+            raise SpecError("[stream] says how streams are kept: set streaming = true as well")
 
     def layer_input(self, k: int) -> int:
         """The size of what layer k reads at each step."""
@@ -201,11 +196,14 @@ class RNNSpec:
         return slots
 
     def state_dims(self, state: str) -> tuple[int, int]:
-        """(L·D, H) where all recurrences have one size, else (1, S): the same numbers, side by
-        side.
-        """
+        """(L·D, H) where all recurrences have one size, else (1, S): the same numbers in a row."""
         sizes = [size for _, size in self.state_slots(state).values()]
         return (len(sizes), sizes[0]) if len(set(sizes)) == 1 else (1, sum(sizes))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that Triton serves it as."""
+        return (self.name, *([stream_name(self.name)] if self.streaming else []))
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -265,7 +263,8 @@ class RNNSpec:
     def network_dict(self) -> dict[str, Any]:
         """What decides the engine's bytes besides the weights themselves, as plain JSON values."""
         fields = dataclasses.asdict(self)
-        del fields["weights"]
+        for served_only in ("weights", "streaming", "stream"):
+            del fields[served_only]
         plain: dict[str, Any] = json.loads(json.dumps(fields))
         return plain
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from looprnn.errors import SpecError
 from looprnn.layer import near
-from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, WeightSource
+from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, Stream, WeightSource
 
 LAYER_KEYS = tuple(f.name for f in dataclasses.fields(Layer))
 SPEC_KEYS = tuple(f.name for f in dataclasses.fields(RNNSpec) if f.name != "layers")
@@ -50,6 +50,8 @@ def _spec(table: dict[str, Any], folder: Path) -> RNNSpec:
         if "size" not in head:
             raise SpecError("missing size in [head]")
         own["head"] = Head(**head)
+    if "stream" in own:
+        own["stream"] = Stream(**_table(own["stream"], Stream, "stream"))
     own["profile"] = _profile(own.get("profile", {}))
     own["weights"] = _weight_source(own["weights"], folder)
     return RNNSpec(**own, layers=_layers(table, shared))
@@ -122,7 +124,7 @@ def dump_spec(spec: RNNSpec) -> str:
     lines = []
     for key in SPEC_KEYS:
         value = getattr(spec, key)
-        if key not in ("name", "profile", "head", "weights") and not _is_default(
+        if key not in ("name", "profile", "head", "stream", "weights") and not _is_default(
             RNNSpec, key, value
         ):
             lines.append(f"{key} = {_toml(value)}")
@@ -132,9 +134,9 @@ def dump_spec(spec: RNNSpec) -> str:
         lines += [f"num_layers = {len(spec.layers)}"] if len(spec.layers) > 1 else []
     for layer in () if equal else spec.layers:
         lines += ["", "[[layers]]", *_layer_lines(layer)]
-    for name in ("head", "weights", "profile"):
+    for name in ("head", "weights", "stream", "profile"):
         part = getattr(spec, name)
-        if part is not None:
+        if part is not None and part != Stream():
             lines += ["", f"[{name}]"]
             lines += [
                 f"{f.name} = {_toml(getattr(part, f.name))}"

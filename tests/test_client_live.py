@@ -45,7 +45,7 @@ def test_signature_is_the_models(url, model):
     layers = s.takes["h_0"][0] // directions
     state = (layers * directions, hidden)
     states = ("h", "c") if "lstm" in model else ("h",)
-    lengths = {"lengths": ()} if model == "lstm_random" else {}
+    lengths = {"lengths": ()} if model in ("lstm", "lstm_random") else {}
     assert s.takes == {"input": (-1, inputs), **lengths, **{f"{n}_0": state for n in states}}
     assert s.gives == {"output": (-1, directions * hidden), **{f"{n}_n": state for n in states}}
     assert layers > 0 and s.vocabulary is None

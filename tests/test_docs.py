@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from looprnn import weights
-from looprnn.spec import ACTIVATIONS, Head, Layer, RNNSpec, WeightSource
+from looprnn.spec import ACTIVATIONS, Head, Layer, RNNSpec, Stream, WeightSource
 
 PAGE = (ROOT / "docs/variants.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,7 @@ def fields(cls: type) -> set[str]:
 
 
 def test_every_key_of_the_whole_is_explained():
-    in_tables = fields(RNNSpec) - {"name", "layers", "head", "profile", "weights"}
+    in_tables = fields(RNNSpec) - {"name", "layers", "head", "profile", "stream", "weights"}
     assert keys("The whole") == in_tables | {"num_layers"}
 
 
@@ -32,7 +32,7 @@ def test_every_key_of_a_layer_is_explained():
     assert keys("A layer") == fields(Layer)
 
 
-@pytest.mark.parametrize("cls", [Head, WeightSource])
+@pytest.mark.parametrize("cls", [Head, Stream, WeightSource])
 def test_every_key_of_the_tables_is_named(cls):
     for key in fields(cls):
         assert f"`{key}`" in PAGE, key

@@ -19,29 +19,44 @@ from tritonclient.grpc import model_config_pb2 as pb
 from looprnn import build, engines, repository
 from looprnn.card import Cards
 from looprnn.errors import EngineError, EngineMismatch, EngineMissing
-from looprnn.spec import Profile, Range
+from looprnn.spec import Profile, Range, Stream
 
 COMMITTED = ROOT / "model_repository"
 
 
-def test_the_committed_config_is_the_rendered_one(variant):
-    committed = (COMMITTED / variant.name / "config.pbtxt").read_text(encoding="utf-8")
-    assert committed == repository.render_config(variant), (
+# Every committed model: its variant, and whether it is the stream model.
+MODELS = [(spec, model != spec.name) for spec in VARIANTS.values() for model in spec.models]
+
+
+@pytest.fixture(params=MODELS, ids=lambda m: m[0].models[m[1]])
+def committed(request):
+    return request.param
+
+
+def test_the_committed_config_is_the_rendered_one(committed):
+    spec, stream = committed
+    config = (COMMITTED / spec.models[stream] / "config.pbtxt").read_text(encoding="utf-8")
+    assert config == repository.render_config(spec, stream=stream), (
         "python build_engines.py renders it again"
     )
 
 
-def test_the_committed_model_is_one_import(variant):
-    assert (COMMITTED / variant.name / "1/model.py").read_text() == repository.MODEL_PY
-    assert repository.MODEL_PY.count("\n") == 1
+def test_the_committed_model_is_one_import(committed):
+    spec, stream = committed
+    written = (COMMITTED / spec.models[stream] / "1/model.py").read_text()
+    assert written == (repository.STREAM_PY if stream else repository.MODEL_PY)
+    assert written.count("\n") == 1
 
 
 def test_no_model_is_committed_without_its_variant():
-    assert {p.name for p in COMMITTED.iterdir() if p.is_dir()} == set(VARIANTS)
+    names = {spec.models[stream] for spec, stream in MODELS}
+    assert {p.name for p in COMMITTED.iterdir() if p.is_dir()} == names
 
 
-def test_the_config_says_what_the_wire_contract_says(variant):
-    config = text_format.Parse(repository.render_config(variant), pb.ModelConfig())
+def test_the_config_says_what_the_wire_contract_says(committed):
+    variant, stream = committed
+    text = repository.render_config(variant, stream=stream)
+    config = text_format.Parse(text, pb.ModelConfig())
     sizes = variant.shapes(1, 1)
     assert config.backend == "python"
     assert config.max_batch_size == variant.profile.batch.max
@@ -57,11 +72,24 @@ def test_the_config_says_what_the_wire_contract_says(variant):
         name: name != "input" for name in variant.input_names
     }
     assert [t.name for t in config.output] == list(variant.output_names)
-    assert config.HasField("dynamic_batching")
+    assert config.HasField("sequence_batching" if stream else "dynamic_batching")
+    assert ("streaming" in config.parameters) == stream
     assert [g.kind for g in config.instance_group] == [pb.ModelInstanceGroup.KIND_AUTO]
     assert config.parameters["engine"].string_value == "auto"
     # random_data would be random bytes, NaN among them, and the model refuses NaN.
     assert config.model_warmup[0].inputs["input"].zero_data
+
+
+def test_the_config_of_a_stream_model_says_how_streams_are_kept():
+    spec = dataclasses.replace(VARIANTS["lstm"], stream=Stream(capacity=7, idle_s=0.25))
+    config = text_format.Parse(repository.render_config(spec, stream=True), pb.ModelConfig())
+    assert config.sequence_batching.max_sequence_idle_microseconds == 250_000
+    # Refused STARTs hold a place in Triton too: without spare ones the next would wait unanswered.
+    assert config.sequence_batching.oldest.max_candidate_sequences > 1000 * 7
+    said = {key: p.string_value for key, p in config.parameters.items()}
+    assert said["streaming"] == "true"
+    assert (said["stream_capacity"], said["stream_idle_s"]) == ("7", "0.25")
+    assert config.model_warmup[0].batch_size == 1  # a chunk is one row
 
 
 def test_an_exception_while_staging_leaves_no_trace(tmp_path):

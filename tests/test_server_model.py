@@ -2,6 +2,7 @@
 test wants them.
 """
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -18,6 +19,7 @@ from looprnn.engines.onnxruntime import OnnxSession
 from looprnn.weights import load_weights
 
 SPEC = VARIANTS["lstm"]
+WITHOUT_LENGTHS = dataclasses.replace(SPEC, lengths=False, streaming=False)
 
 
 class Tensor:
@@ -140,10 +142,12 @@ def runs(monkeypatch):
     return seen
 
 
-def test_without_lengths_requests_of_one_T_are_one_run(model, runs):
-    requests = [drawn(2, 4, 0), drawn(1, 6, 1), drawn(3, 4, 2)]
-    for answer, inputs in zip(model.execute([Request(r) for r in requests]), requests, strict=True):
-        assert_right(answer, inputs)
+def test_without_lengths_requests_of_one_T_are_one_run(serve, runs):
+    spec = WITHOUT_LENGTHS
+    requests = [drawn(2, 4, 0, spec), drawn(1, 6, 1, spec), drawn(3, 4, 2, spec)]
+    answers = serve(spec).execute([Request(r) for r in requests])
+    for answer, inputs in zip(answers, requests, strict=True):
+        assert_right(answer, inputs, spec)
     assert sorted(shape for shape, _ in runs) == [(1, 6, 7), (5, 4, 7)]
 
 
@@ -208,7 +212,10 @@ def test_a_bad_input_is_answered_in_words(model, change, words):
     assert words in answer.error.message
 
 
-def test_an_engine_that_fails_answers_every_request_of_its_run(model, monkeypatch):
+def test_an_engine_that_fails_answers_every_request_of_its_run(serve, monkeypatch):
+    spec = WITHOUT_LENGTHS
+    model = serve(spec)
+
     def failing(self, inputs, wanted=None):
         if inputs["input"].shape[1] == 4:
             raise RuntimeError("out of memory")
@@ -216,10 +223,10 @@ def test_an_engine_that_fails_answers_every_request_of_its_run(model, monkeypatc
 
     right = OnnxSession.run
     monkeypatch.setattr(OnnxSession, "run", failing)
-    requests = [drawn(1, 4, 0), drawn(1, 5, 1), drawn(1, 4, 2)]
+    requests = [drawn(1, 4, 0, spec), drawn(1, 5, 1, spec), drawn(1, 4, 2, spec)]
     first, second, third = model.execute([Request(r) for r in requests])
     assert first.error.message == third.error.message == "engine failed: out of memory"
-    assert_right(second, requests[1])
+    assert_right(second, requests[1], spec)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from looprnn.build import WORKSPACE, Outcome, build_variant, buildable
 from looprnn.commands import whole
@@ -125,9 +125,11 @@ def build_all(
 def report(outcomes: list[Outcome], left_out: dict[str, str], console: Console) -> int:
     """The summary table, and below it what was not built and why; the exit status."""
     table = Table(
-        *("variant", "engine", "status", "version", "difference", "seconds"),
+        Column("variant", overflow="fold"),
+        *("engine", "status", "version", "difference", "seconds"),
         box=SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     for o in outcomes:
         table.add_row(

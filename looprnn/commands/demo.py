@@ -21,7 +21,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if any(o.status == "failed" for o in outcomes):
         return build.report(outcomes, left_out, console)
     # The repository may hold models that were never built here: they are not the demo's.
-    server = Server(options.repository, models=[spec.name for spec in specs])
+    server = Server(options.repository, models=[m for spec in specs for m in spec.models])
     with console.status("starting tritonserver") as status, server:
         status.stop()
         return run_demo(server, specs, options.repository, console)

@@ -1,0 +1,124 @@
+"""SlotTable: the streams that live here, and their states in slots of one table.
+
+Pure NumPy, host memory. gather() and scatter() alone touch the states, so a table that keeps them
+on the device takes this one's place by answering arrays that its session reads and writes there.
+B rows of a run, L layers, H hidden size.
+
+A chunk changes nothing before keep(): admit() reserves at most an empty slot, and gather() copies.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from looprnn.errors import StreamRefused, StreamUnknown
+from looprnn.spec import RNNSpec
+
+Arrays = Mapping[str, NDArray[Any]]
+StreamId = int | str  # 7 and "7" are two streams, as they are to Triton
+AGAIN: Final = "Send START; with the h_0 and c_0 of its last exported state it goes on from there"
+
+
+class SlotTable:
+    """At most `capacity` live streams. One is live from its first kept chunk until its last, or
+    until ttl_s seconds pass without any.
+
+    expired, refused and reset count since the table was made.
+    """
+
+    def __init__(
+        self,
+        spec: RNNSpec,
+        *,
+        capacity: int,
+        ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.capacity, self.ttl_s = capacity, ttl_s
+        self.expired = self.refused = self.reset = 0
+        self._clock = clock
+        self._states = {
+            s: np.zeros((capacity, *spec.state_dims(s)), np.float32) for s in spec.states
+        }
+        self._free = list(range(capacity))
+        self._live: OrderedDict[StreamId, tuple[int, float]] = OrderedDict()  # by age: slot, since
+        self._gone: OrderedDict[StreamId, None] = OrderedDict()  # the last to expire, for their end
+
+    def __len__(self) -> int:
+        """The streams that live."""
+        return len(self._live)
+
+    def admit(self, stream: StreamId, *, start: bool, end: bool) -> int | None:
+        """The slot for a chunk, to be handed to keep() or to drop(); None for a stream that is one
+        chunk long and needs none.
+
+        Raises StreamUnknown, or StreamRefused where no slot is free: no live stream gives way.
+        """
+        if stream in self._live:
+            slot, _ = self._live[stream]
+            self._touch(stream, slot)  # or a sweep for the next START could give its slot away
+            return slot
+        if not start:
+            if stream in self._gone:
+                raise StreamUnknown(
+                    f"stream {stream!r}: expired after {self.ttl_s:g} s without a chunk. {AGAIN}"
+                )
+            raise StreamUnknown(
+                f"stream {stream!r}: unknown: it never started, has ended, or the model was loaded "
+                f"anew since. {AGAIN}"
+            )
+        if end:
+            return None
+        if not self._free:
+            self.sweep()
+        if not self._free:
+            self.refused += 1
+            raise StreamRefused(
+                f"stream refused: capacity: {self.capacity} streams live here already. END one, "
+                "try again later, or raise capacity in the variant's [stream]"
+            )
+        return self._free.pop()
+
+    def gather(self, slots: Sequence[int], rows: Sequence[int], inputs: Arrays) -> None:
+        """Copy the states of `slots` over those rows of h_0 and c_0 [B, L·D, H]."""
+        for state, table in self._states.items():
+            inputs[f"{state}_0"][rows] = table[slots]
+
+    def scatter(self, slots: Sequence[int], rows: Sequence[int], outputs: Arrays) -> None:
+        """Copy those rows of h_n and c_n [B, L·D, H] into `slots`."""
+        for state, table in self._states.items():
+            table[slots] = outputs[f"{state}_n"][rows]
+
+    def keep(self, stream: StreamId, slot: int, *, start: bool) -> None:
+        """The chunk is done and its states are scattered: the stream lives on."""
+        self.reset += start and stream in self._live
+        self._gone.pop(stream, None)
+        self._touch(stream, slot)
+
+    def drop(self, stream: StreamId, slot: int | None) -> None:
+        """The chunk came to nothing: a slot reserved for it is free again."""
+        if slot is not None and stream not in self._live:
+            self._free.append(slot)
+
+    def end(self, stream: StreamId) -> None:
+        """Free the stream's slot, if it has one."""
+        if stream in self._live:
+            self._free.append(self._live.pop(stream)[0])
+
+    def sweep(self) -> None:
+        """Free the slots of streams that sent nothing for ttl_s."""
+        oldest = self._clock() - self.ttl_s
+        while self._live and (found := next(iter(self._live.items())))[1][1] < oldest:
+            self.end(found[0])
+            self.expired += 1
+            self._gone[found[0]] = None
+            if len(self._gone) > self.capacity:
+                self._gone.popitem(last=False)
+
+    def _touch(self, stream: StreamId, slot: int) -> None:
+        self._live[stream] = (slot, self._clock())
+        self._live.move_to_end(stream)

@@ -1,0 +1,169 @@
+"""TritonPythonModel of a stream model: chunks of many streams run as one, each from its own state.
+
+Triton's sequence batcher (strategy Oldest) hands over at most one chunk of a stream at a time and
+gives its correlation id and its START and END. An error changes no state: the chunk did not happen.
+Only END frees its stream whatever becomes of the chunk, since Triton has forgotten it by then.
+"""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import triton_python_backend_utils as pb_utils  # provided by Triton's Python backend
+
+from looprnn import triton_model
+from looprnn.batching import Piece, plan
+from looprnn.errors import RequestError, StreamRefused, StreamUnknown
+from looprnn.slots import SlotTable, StreamId
+from looprnn.triton_model import Arrays, Asked, refusal
+
+# A state outlives Triton's interest in it, so that none is gone that a chunk in the queue needs.
+TTL_IDLES = 2
+START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+
+@dataclass(slots=True, kw_only=True)
+class Chunk(Asked):
+    """A chunk on its way; slot is None where the whole stream is this chunk."""
+
+    stream: StreamId
+    start: bool
+    end: bool
+    slot: int | None
+
+
+class TritonPythonModel(triton_model.TritonPythonModel):
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the engine, and make the slot table that config.pbtxt's parameters describe."""
+        super().initialize(args)
+        parameters = json.loads(args["model_config"])["parameters"]
+        idle_s = float(parameters["stream_idle_s"]["string_value"])
+        self._table = SlotTable(
+            self._spec,
+            capacity=int(parameters["stream_capacity"]["string_value"]),
+            ttl_s=TTL_IDLES * idle_s,
+        )
+        self._table_lock = threading.Lock()
+        sweeper = Every(min(idle_s, 1.0), self._sweep)
+        self._open.callback(sweeper.stop)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response for each request, in order.
+
+        Whether one was cancelled is not asked: that costs as much as the chunk (0.1 ms), and what
+        came this far may as well be done.
+        """
+        answers: list[Any] = [None] * len(requests)
+        with self._table_lock:
+            for turn in turns([request.correlation_id() for request in requests]):
+                chunks: dict[int, Chunk] = {}
+                for k in turn:
+                    try:
+                        chunks[k] = self._admit(requests[k])
+                    except StreamRefused as error:
+                        answers[k] = refusal(str(error), "UNAVAILABLE")
+                    except StreamUnknown as error:
+                        answers[k] = refusal(str(error), "INVALID_ARG")
+                    except RequestError as error:
+                        answers[k] = refusal(f"bad input: {error}", "INVALID_ARG")
+                taken = list(chunks.values())
+                sizes = [(1, chunk.inputs["input"].shape[1]) for chunk in taken]
+                for run in plan(sizes, self._spec.profile.batch.max, self._most_waste):
+                    self._advance(taken, run)
+                for k, chunk in chunks.items():
+                    answers[k] = chunk.answer()
+        return answers
+
+    def _admit(self, request: Any) -> Chunk:
+        """Raises RequestError."""
+        stream, flags = request.correlation_id(), request.flags()
+        start, end = bool(flags & START), bool(flags & END)
+        if not stream:  # Triton's warm-up: it lets no client send a chunk without an id
+            start = end = True
+        try:
+            inputs = self._decode({t.name(): t.as_numpy() for t in request.inputs()})
+            check_chunk(inputs, start)
+            slot = self._table.admit(stream, start=start, end=end)
+        except RequestError:
+            if end:
+                self._table.end(stream)
+            raise
+        wanted = frozenset(request.requested_output_names())
+        return Chunk(inputs, wanted, stream=stream, start=start, end=end, slot=slot)
+
+    def _advance(self, asked: Sequence[Chunk], run: Sequence[Piece]) -> None:
+        """Run the engine once, from the streams' states to their next."""
+        chunks = [asked[k] for k, _ in run]
+        inputs = [chunk.inputs for chunk in asked]
+        slots = {row: c.slot for row, c in enumerate(chunks) if c.slot is not None}
+        live = {row: slot for row, slot in slots.items() if not chunks[row].start}
+        states = frozenset(f"{s}_n" for s in self._spec.states)
+        try:
+            filled = self._batch.fill(inputs, run)
+            self._table.gather(list(live.values()), list(live), filled)
+            outputs = self._session.run(filled, states.union(*(c.wanted for c in chunks)))
+        except Exception as error:
+            for chunk in chunks:
+                chunk.failure = f"engine failed: {error}"
+                self._table.drop(chunk.stream, chunk.slot)
+                if chunk.end:
+                    self._table.end(chunk.stream)
+            return
+        still = filled["lengths"] == 0
+        for s in self._spec.states:  # to the last bit, whatever the engine computes in
+            outputs[f"{s}_n"][still] = filled[f"{s}_0"][still]
+        self._table.scatter(list(slots.values()), list(slots), outputs)
+        for chunk in chunks:
+            if chunk.slot is not None:
+                self._table.keep(chunk.stream, chunk.slot, start=chunk.start)
+            if chunk.end:
+                self._table.end(chunk.stream)
+        for k, share in self._batch.shares(outputs, inputs, run):
+            asked[k].parts.append(share)
+
+    def _sweep(self) -> None:
+        with self._table_lock:
+            self._table.sweep()
+
+
+def check_chunk(inputs: Arrays, start: bool) -> None:
+    """Raises RequestError for a chunk that is not one row, or brings states without START."""
+    if (rows := len(inputs["input"])) != 1:
+        raise RequestError(f"input has B = {rows} rows, a chunk is one row of its stream")
+    if states := [name for name in inputs if name.endswith("_0") and not start]:
+        raise RequestError(
+            f"{' and '.join(states)} without START: a live stream goes on from its own states"
+        )
+
+
+def turns(streams: Sequence[StreamId]) -> list[list[int]]:
+    """The chunks' indices, such that a turn has one of each stream at most, in their order."""
+    found: list[list[int]] = []
+    chunks_of: Counter[StreamId] = Counter()
+    for k, stream in enumerate(streams):
+        if chunks_of[stream] == len(found):
+            found.append([])
+        found[chunks_of[stream]].append(k)
+        chunks_of[stream] += 1
+    return found
+
+
+class Every:
+    """Calls `do` every so many seconds, from a thread of its own, until stop()."""
+
+    def __init__(self, seconds: float, do: Callable[[], None]) -> None:
+        self._seconds, self._do, self._stopped = seconds, do, threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            self._do()

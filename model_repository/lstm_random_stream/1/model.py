@@ -1,0 +1,1 @@
+from looprnn.stream_model import TritonPythonModel  # noqa: F401
