@@ -26,10 +26,10 @@ lint: .venv/ready
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-# PyTorch and Keras, with which the tests compare: large (on Linux the default PyTorch brings CUDA with it), so only
-# where asked for. Without them those tests are skipped.
+# PyTorch and Keras, with which the tests compare, and what draws plots: large (on Linux the default PyTorch brings
+# CUDA with it), so only where asked for. Without them those tests are skipped.
 oracles: .venv/ready
-	@$(BIN)/pip install --quiet -c constraints.txt -e '.[oracles]'
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[oracles,bench]'
 
 # The cpu profile, for real: build, serve, test, tear down; the exit status is the tests'.
 compose-test:

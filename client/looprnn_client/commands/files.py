@@ -1,0 +1,53 @@
+"""Arrays from files, and answers into files: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from looprnn_client import Result
+from looprnn_client.errors import BadInput
+
+
+def check_target(target: Path) -> None:
+    """Raises BadInput now where writing would fail only after the work."""
+    if not target.parent.is_dir():
+        raise BadInput(f"{target.parent}: no such directory to write {target.name} into")
+
+
+def load(path: Path) -> NDArray[Any]:
+    """One array from a .npy file; pickles are never opened. Raises BadInput."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{path}: not a .npy file that can be read: {error}") from error
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise BadInput(f"{path}: holds several arrays (.npz); write one with np.save")
+    return loaded
+
+
+def arrays(result: Result) -> dict[str, NDArray[Any]]:
+    """Those of a result that came, by name."""
+    named = {field.name: getattr(result, field.name) for field in fields(result)}
+    return {name: array for name, array in named.items() if array is not None}
+
+
+def save(target: Path, named: Mapping[str, NDArray[Any]]) -> None:
+    """Writes the .npz whole or not at all: a reader never sees half of it."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            np.savez(file, **dict(named))
+        part.replace(target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        raise

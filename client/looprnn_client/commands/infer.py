@@ -1,0 +1,35 @@
+"""looprnn-client infer: run a model over an array."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from looprnn_client import Client
+from looprnn_client.commands import files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True)
+    parser.add_argument(
+        "--input", required=True, type=Path, help=".npy, float32 [B, T, I], or integers [B, T]: ids"
+    )
+    parser.add_argument("--h0", type=Path, help=".npy, float32 [B, N, H]")
+    parser.add_argument("--c0", type=Path, help=".npy, float32 [B, N, H], LSTM only")
+    parser.add_argument("--lengths", type=Path, help=".npy, integers [B]: the steps of each row")
+    parser.add_argument("--output", required=True, type=Path, help="the .npz to write")
+
+
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """Reads .npy files, runs the model, writes the .npz; a line for each array in it."""
+    files.check_target(arguments.output)
+    x = files.load(arguments.input)
+    h_0, c_0, lengths = (
+        None if path is None else files.load(path)
+        for path in (arguments.h0, arguments.c0, arguments.lengths)
+    )
+    with Client(arguments.url, arguments.model, timeout_s=arguments.timeout) as client:
+        got = files.arrays(client.infer(x, h_0, c_0, lengths=lengths))
+    files.save(arguments.output, got)
+    yield from (f"{name} {list(array.shape)} {array.dtype}" for name, array in got.items())
