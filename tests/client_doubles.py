@@ -76,12 +76,15 @@ class Fake:
             raise self.index_fails
         return self.models
 
-    def infer(self, model, inputs, outputs, timeout_s):
+    def prepare(self, call):
+        return call
+
+    def infer(self, call, timeout_s):
         self.asked.append("infer")
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs = call.inputs, call.outputs
         if self.fails:
             raise self.fails
-        self.answer = {name: self.compute(name, inputs["input"]) for name in outputs}
+        self.answer = {name: self.compute(name, call.inputs["input"]) for name in call.outputs}
         return self.answer
 
     def compute(self, name, x):

@@ -14,13 +14,15 @@ from looprnn_client import (
     Unreachable,
     list_models,
 )
-from looprnn_client.transport import Code, Failure, parse
+from looprnn_client.address import parse
+from looprnn_client.transport import Code, Failure
 
 
 def test_public_names_are_these():
     assert looprnn_client.__all__ == [
-        "BadInput", "Client", "LoopRNNClientError", "ModelState", "NotReady", "Result",
-        "ServerError", "Signature", "Timeout", "UnknownModel", "Unreachable", "list_models",
+        "TLS", "AsyncClient", "AsyncStream", "BadInput", "Client", "LoopRNNClientError",
+        "ModelState", "NotReady", "Result", "ServerError", "Signature", "Stream", "StreamLost",
+        "StreamRefused", "StreamState", "Timeout", "UnknownModel", "Unreachable", "list_models",
     ]  # fmt: skip
     assert all(hasattr(looprnn_client, name) for name in looprnn_client.__all__)
 
@@ -43,6 +45,8 @@ def test_importing_loads_no_transport():
         ("localhost:8001", ("grpc", "localhost:8001")),
         ("grpc://10.0.0.7:8001", ("grpc", "10.0.0.7:8001")),
         ("http://triton:8000/", ("http", "triton:8000")),
+        ("grpcs://triton:443", ("grpcs", "triton:443")),
+        ("https://triton:443", ("https", "triton:443")),
         ("[::1]:8001", ("grpc", "[::1]:8001")),
     ],
 )
@@ -53,7 +57,6 @@ def test_address(url, want):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("https://triton:8000", "'https'"),
         ("ftp://triton:8000", "'ftp'"),
         ("triton", "names no port"),
         (":8001", "names no host"),

@@ -10,6 +10,8 @@ from looprnn_client import (
     LoopRNNClientError,
     NotReady,
     ServerError,
+    StreamLost,
+    StreamRefused,
     Timeout,
     UnknownModel,
     Unreachable,
@@ -35,6 +37,28 @@ MAPPED = {
     "queue_full": (Code.UNAVAILABLE, "queue is full", READY, ServerError, "queue is full"),
     "server_died": (Code.UNAVAILABLE, "failed to connect", DEAD, Unreachable, "Is it running"),
     "no_server": (Code.UNREACHABLE, "refused", DEAD, Unreachable, "refused.*8001 for gRPC"),
+    "broke_off": (Code.BROKEN, "reset by peer", DEAD, Unreachable, "reset by peer.*running"),
+    "stream_unknown": (
+        Code.INTERNAL,
+        "stream 42: unknown: send START",
+        READY,
+        StreamLost,
+        r"unknown: send START.*client.resume\(state\)",
+    ),
+    "stream_expired": (
+        Code.INTERNAL,
+        "stream a-b: expired after 60 s",
+        READY,
+        StreamLost,
+        "expired after 60 s",
+    ),
+    "stream_refused": (
+        Code.UNAVAILABLE,
+        "stream refused: capacity 4",
+        READY,
+        StreamRefused,
+        "no further stream: capacity 4",
+    ),
     "too_slow": (Code.TIMEOUT, "deadline", READY, Timeout, "within 5 s.*deadline"),
 }
 
@@ -65,6 +89,7 @@ def test_failure_makes_the_next_call_read_again():
 
 def test_every_error_is_one_of_ours():
     kinds = [NotReady, UnknownModel, Unreachable, BadInput, ServerError, Timeout]
+    kinds += [StreamLost, StreamRefused]
     assert all(kind.__bases__ == (LoopRNNClientError,) for kind in kinds)
     drawn = looprnn_client.errors.__doc__
     assert all(f" {kind.__name__} " in drawn for kind in kinds)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -204,13 +204,13 @@ def test_servers_own_refusal_keeps_its_words(url):
         x[0, 1, 2] = np.nan
 
         class Blind:
-            def infer(self, model, inputs, outputs, timeout_s):
-                return blind.infer(model, {"input": x}, outputs, timeout_s)
+            def prepare(self, call):
+                return blind.prepare(replace(call, inputs={"input": x}))
 
             def __getattr__(self, name):
                 return getattr(blind, name)
 
-        client._transport = Blind()
+        client._core.transport = Blind()
         with pytest.raises(BadInput, match=r"refused the input: .*(nan|finite)"):
             client.infer(np.zeros_like(x))
 
@@ -244,12 +244,12 @@ def test_threads_share_a_client(url):
 def test_time_too_short_and_then_long_enough(url):
     with Client(url, "lstm_random", timeout_s=30) as client:
         arguments = draw(client, batch=1, time=2)
-        client._timeout_s = 1e-5
+        client._core.timeout_s = 1e-5
         start = time.monotonic()
         with pytest.raises(Timeout, match="longer timeout_s"):
             client.infer(*arguments)
         assert time.monotonic() - start < 2
-        client._timeout_s = 30.0
+        client._core.timeout_s = 30.0
         assert client.infer(*arguments).output.shape[:2] == (1, 2)
 
 

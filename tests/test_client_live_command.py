@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from looprnn_client import Client
+from looprnn_client import Client, StreamState
 from looprnn_client.cli import main
+from stream_model import write_repository
 from test_client_live import draw
+
+from looprnn.server import Server
 
 pytestmark = pytest.mark.live
 
@@ -56,11 +59,30 @@ def test_command_with_lengths(url, tmp_path, capsys):
     assert "head [2, 6, 4] float32" in capsys.readouterr().out
 
 
-def test_readme_runs_as_written(url):
+def run_blocks(url, wanted):
+    """The names that the README's Python leaves behind."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    names = {}
-    for block in blocks:
+    names = {"np": np, "Client": Client, "StreamState": StreamState}
+    for block in filter(wanted, blocks):
         exec(block.replace("localhost:8001", url), names)
+    return names
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_readme_streams_as_written(tmp_path, capsys, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    repository = write_repository(tmp_path / "models", name="lstm_stream", size=7)
+    with Server(repository) as summing:
+        url = f"{protocol}://{getattr(summing, protocol)}"
+        names = run_blocks(url, lambda block: "lstm_stream" in block)
+    assert capsys.readouterr().out == "(1, 10, 7) 20\n(1, 10, 7) 30\n"
+    assert names["first"].c_n is not None
+    assert names["again"].output.shape == (1, 10, 7)
+    assert [output.shape for output in names["outputs"]] == 3 * [(1, 10, 7)]
+
+
+def test_readme_runs_as_written(url):
+    names = run_blocks(url, lambda block: "lstm_stream" not in block)
     assert names["first"].c_n is not None
     assert names["second"].h_n is None
     assert names["classes"].head.shape == (2, 3, 4)

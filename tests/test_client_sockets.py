@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from client_doubles import X
 from looprnn_client import Client, LoopRNNClientError, Timeout, Unreachable, list_models
+from looprnn_client.address import line
 from looprnn_client.transport import Failure, connect
 
 
@@ -159,7 +160,7 @@ def test_closed_by_another_thread_during_a_call(scheme):
 
 
 def test_transport_closed_between_two_calls(scheme):
-    transport = connect(f"{scheme}127.0.0.1:1")
+    transport = connect(line(f"{scheme}127.0.0.1:1"))
     transport.close()
     transport.close()
     with pytest.raises(Failure, match="closed"):

@@ -10,7 +10,8 @@ import grpc
 import numpy as np
 import pytest
 from client_doubles import IDS, READY, STATE, in_threads
-from looprnn_client.transport import connect
+from looprnn_client.address import line
+from looprnn_client.transport import Call, connect
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
@@ -48,7 +49,7 @@ def http_server(handler):
 
 def test_http_transport_is_shared_by_threads():
     with http_server(Index) as port:
-        transport = connect(f"http://127.0.0.1:{port}")
+        transport = connect(line(f"http://127.0.0.1:{port}"))
 
         def call():
             for _ in range(10):
@@ -114,8 +115,9 @@ def test_every_type_goes_over_the_wire(triton):
         "lengths": np.array([[4], [0], [1]], np.int32),
         "h_0": STATE,
     }
-    with triton() as (url, heard), closing(connect(url)) as transport:
-        answer = transport.infer("tokens", inputs, ["head"], 10)
+    with triton() as (url, heard), closing(connect(line(url))) as transport:
+        call = Call(model="tokens", inputs=inputs, outputs=["head"])
+        answer = transport.infer(transport.prepare(call), 10)
     np.testing.assert_array_equal(answer["head"], np.array([[3, 4]], np.float32))
     assert heard.got == {
         "input": ("INT32", [3, 4], IDS.astype("<i4").tobytes()),

@@ -1,85 +1,180 @@
-"""The seam over gRPC. The channel is shared by threads: tritonclient's unary calls are safe."""
+"""The seam over gRPC, for threads: unary calls, and one bidirectional call for all streams."""
 
 from __future__ import annotations
 
+import itertools
+import queue
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar, cast
 
-import tritonclient.grpc as triton  # type: ignore[import-untyped,unused-ignore]
-from numpy.typing import NDArray
-from tritonclient.utils import (  # type: ignore[import-untyped,unused-ignore]
-    InferenceServerException,
-    np_to_triton_dtype,
+import grpc  # type: ignore[import-untyped,unused-ignore]
+from google.protobuf.json_format import MessageToDict
+from tritonclient.grpc import (  # type: ignore[import-untyped,unused-ignore]
+    service_pb2 as pb,
+)
+from tritonclient.grpc import (
+    service_pb2_grpc,
 )
 
-from looprnn_client.transport import Code, Failure, Tensor
+from looprnn_client._grpc_codec import (
+    CHANNEL,
+    credentials,
+    decode,
+    decode_chunk,
+    encode,
+    failure,
+    options,
+)
+from looprnn_client.address import Line
+from looprnn_client.transport import Answer, Call, Code, Failure
 
 T = TypeVar("T")
-
-CODES = {
-    "StatusCode.DEADLINE_EXCEEDED": Code.TIMEOUT,
-    "StatusCode.NOT_FOUND": Code.NOT_FOUND,
-    "StatusCode.UNAVAILABLE": Code.UNAVAILABLE,
-    "StatusCode.INVALID_ARGUMENT": Code.INVALID,
-    "StatusCode.UNIMPLEMENTED": Code.UNREACHABLE,  # gRPC answers, but it is not Triton's
-}
-CHANNEL = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # gRPC backs off for up to 2 minutes, for all channels to one address: a server that comes
-    # back would stay "unreachable" that long
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
+RAISED = (grpc.RpcError, ValueError)
 
 
 class GrpcTransport:
     """See `transport.Transport`."""
 
-    def __init__(self, address: str) -> None:
-        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL)
+    def __init__(self, to: Line) -> None:
+        self._to = to
+        if to.secure:
+            self._channel = grpc.secure_channel(to.address, credentials(to.tls), CHANNEL)
+        else:
+            self._channel = grpc.insecure_channel(to.address, CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._lane: Lane | None = None
+        self._opening = threading.Lock()
+
+    def prepare(self, call: Call) -> Any:
+        return encode(call)
 
     def config(self, model: str, timeout_s: float) -> Mapping[str, Any]:
-        answer = ask(
-            lambda: self._client.get_model_config(model, as_json=True, client_timeout=timeout_s)
-        )
-        return cast(Mapping[str, Any], answer["config"])
+        answer = self._ask(self._stub.ModelConfig, pb.ModelConfigRequest(name=model), timeout_s)
+        return cast(Mapping[str, Any], as_json(answer)["config"])
 
     def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        answer = ask(
-            lambda: self._client.get_model_repository_index(as_json=True, client_timeout=timeout_s)
-        )
-        return cast(Sequence[Mapping[str, Any]], answer.get("models", []))
+        answer = self._ask(self._stub.RepositoryIndex, pb.RepositoryIndexRequest(), timeout_s)
+        return cast(Sequence[Mapping[str, Any]], as_json(answer).get("models", []))
 
-    def infer(
-        self, model: str, inputs: Mapping[str, Tensor], outputs: Sequence[str], timeout_s: float
-    ) -> dict[str, NDArray[Any]]:
-        def call() -> dict[str, NDArray[Any]]:
-            sent = [
-                triton.InferInput(k, list(v.shape), np_to_triton_dtype(v.dtype))
-                for k, v in inputs.items()
-            ]
-            for tensor, array in zip(sent, inputs.values(), strict=True):
-                tensor.set_data_from_numpy(array)
-            wanted = [triton.InferRequestedOutput(name) for name in outputs]
-            answer = self._client.infer(model, sent, outputs=wanted, client_timeout=timeout_s)
-            got = {name: answer.as_numpy(name) for name in outputs}
-            return {name: array for name, array in got.items() if array is not None}
+    def infer(self, request: Any, timeout_s: float) -> Answer:
+        return decode(self._ask(self._stub.ModelInfer, request, timeout_s))
 
-        return ask(call)
+    def chunk(self, request: Any, timeout_s: float) -> Answer:
+        lane = self._open()
+        sent = lane.send(request)
+        try:
+            return decode_chunk(sent.result(timeout_s))
+        except FutureTimeout as error:
+            raise Failure(Code.TIMEOUT, "no answer to the chunk") from error
+        finally:
+            lane.give_up(request)
+
+    def forget(self, request: Any) -> None:
+        try:
+            lane = self._open()
+            lane.send(request)
+            lane.give_up(request)
+        except Failure:
+            return
+
+    def share(self, name: str, handle: Any, size: int, timeout_s: float) -> None:
+        self._ask(*registration(self._stub, name, handle, size), timeout_s)
+
+    def unshare(self, name: str, cuda: bool, timeout_s: float) -> None:
+        self._ask(*removal(self._stub, name, cuda), timeout_s)
 
     def close(self) -> None:
-        self._client.close()
+        with self._opening:
+            if self._lane is not None:
+                self._lane.cancel()
+        self._channel.close()
+
+    def _ask(self, method: Callable[..., T], request: Any, timeout_s: float) -> T:
+        try:
+            return method(request, timeout=timeout_s, **options(self._to))
+        except RAISED as error:
+            raise failure(error) from error
+
+    def _open(self) -> Lane:
+        with self._opening:
+            if self._lane is None or self._lane.ended is not None:
+                try:
+                    self._lane = Lane(self._stub, options(self._to))
+                except RAISED as error:
+                    raise failure(error) from error
+                weakref.finalize(self, self._lane.cancel)  # a client that nobody closed
+            return self._lane
 
 
-def ask(call: Callable[[], T]) -> T:
-    """call(), with what tritonclient, gRPC and protobuf raise turned into `Failure`."""
-    try:
-        return call()
-    except InferenceServerException as error:
-        code = CODES.get(error.status(), Code.INTERNAL)
-        raise Failure(code, error.message() or str(error)) from error
-    except (ValueError, KeyError) as error:
-        # a channel closed meanwhile, a message over protobuf's 2 GB, an answer of the wrong size
-        raise Failure(Code.INTERNAL, str(error)) from error
+class Lane:
+    """One bidirectional call that carries the chunks of many streams; an answer finds its request
+    by the id they share, whatever order answers come in."""
+
+    def __init__(self, stub: Any, with_options: dict[str, Any]) -> None:
+        self.ended: Failure | None = None
+        self._ids = itertools.count(1)
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._waiting: dict[str, Future[Any]] = {}
+        self._lock = threading.Lock()
+        self._call = stub.ModelStreamInfer(iter(self._requests.get, None), **with_options)
+        threading.Thread(target=self._read, name="looprnn-client-streams", daemon=True).start()
+
+    def send(self, request: Any) -> Future[Any]:
+        """The response to come. Raises Failure when the call has ended."""
+        sent: Future[Any] = Future()
+        with self._lock:
+            if self.ended is not None:
+                raise Failure(self.ended.code, self.ended.words)
+            request.id = str(next(self._ids))
+            self._waiting[request.id] = sent
+            self._requests.put(request)
+        return sent
+
+    def give_up(self, request: Any) -> None:
+        """A response to this request is no longer waited for."""
+        self._waiting.pop(request.id, None)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def _read(self) -> None:
+        ended = Failure(Code.BROKEN, "the server ended the call that carries the streams")
+        try:
+            for response in self._call:
+                waiting = self._waiting.pop(response.infer_response.id, None)
+                if waiting is not None:
+                    waiting.set_result(response)
+        except grpc.RpcError as error:
+            ended = failure(error)
+        with self._lock:
+            self.ended = ended
+            left, self._waiting = self._waiting, {}
+        self._requests.put(None)  # ends gRPC's own thread, which reads them
+        for waiting in left.values():
+            waiting.set_exception(Failure(ended.code, ended.words))
+
+
+def as_json(message: Any) -> dict[str, Any]:
+    found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return found
+
+
+def registration(stub: Any, name: str, handle: Any, size: int) -> tuple[Any, Any]:
+    """The method and the request that register memory, POSIX or CUDA by its handle."""
+    if isinstance(handle, str):
+        request = pb.SystemSharedMemoryRegisterRequest(name=name, key=handle, byte_size=size)
+        return stub.SystemSharedMemoryRegister, request
+    device, raw = handle
+    return stub.CudaSharedMemoryRegister, pb.CudaSharedMemoryRegisterRequest(
+        name=name, raw_handle=raw, device_id=device, byte_size=size
+    )
+
+
+def removal(stub: Any, name: str, cuda: bool) -> tuple[Any, Any]:
+    if cuda:
+        return stub.CudaSharedMemoryUnregister, pb.CudaSharedMemoryUnregisterRequest(name=name)
+    return stub.SystemSharedMemoryUnregister, pb.SystemSharedMemoryUnregisterRequest(name=name)

@@ -6,7 +6,9 @@ LoopRNNClientError       also raised itself: a client that is used after close()
 ├── NotReady             the server has the model but cannot serve it; says the server's reason
 ├── BadInput             an argument or an array that cannot be sent, or that the server refused
 ├── ServerError          the server failed, or its answer is not looprnn's
-└── Timeout              the whole call took longer than timeout_s
+├── Timeout              the whole call took longer than timeout_s
+├── StreamLost           a stream's state is no more, or nobody knows which chunk it is at
+└── StreamRefused        the server holds as many streams as it may
 
 Each message says what came, what is wanted and how to mend it; the server's own words are kept.
 The error it came from, if any, is its __cause__.
@@ -14,7 +16,12 @@ The error it came from, if any, is its __cause__.
 
 
 class LoopRNNClientError(Exception):
-    """Base of all of them: the command line prints its message alone and exits 1."""
+    """Base of all of them: the command line prints its message alone and exits 1.
+
+    index: which item of `infer_many` it was, counted from 0; None elsewhere.
+    """
+
+    index: int | None = None
 
 
 class Unreachable(LoopRNNClientError):
@@ -39,3 +46,11 @@ class ServerError(LoopRNNClientError):
 
 class Timeout(LoopRNNClientError):
     """No answer came within timeout_s."""
+
+
+class StreamLost(LoopRNNClientError):
+    """The stream cannot go on: unknown, expired, or broken off within a chunk."""
+
+
+class StreamRefused(LoopRNNClientError):
+    """The server's own capacity for streams is used up."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 
+from looprnn_client.drive import Plan
 from looprnn_client.errors import (
     BadInput,
     LoopRNNClientError,
     NotReady,
     ServerError,
+    StreamLost,
+    StreamRefused,
     Timeout,
     UnknownModel,
     Unreachable,
@@ -18,7 +22,13 @@ from looprnn_client.transport import Code, Failure, ModelState
 
 BAD_INPUT = "bad input: "  # how looprnn's model begins a refusal, whatever the status is
 
-NO_SERVER = (Code.UNAVAILABLE, Code.UNREACHABLE, Code.TIMEOUT)  # when even its list fails so
+# how its stream model does: "stream 42: unknown: …", "stream refused: …"
+STREAM_GONE = re.compile(r"stream \S+: (unknown|expired)\b")
+STREAM_REFUSED = "stream refused: "
+NO_START = "must specify the START flag"  # Triton's own words for a sequence it does not know
+
+# when even its list fails so
+NO_SERVER = (Code.UNAVAILABLE, Code.UNREACHABLE, Code.BROKEN, Code.TIMEOUT)
 
 
 def explain(
@@ -27,13 +37,23 @@ def explain(
     url: str,
     model: str | None,
     timeout_s: float,
-    index: Callable[[], Sequence[ModelState]],
-) -> LoopRNNClientError:
+    index: Plan[Sequence[ModelState]],
+) -> Plan[LoopRNNClientError]:
     """The error to raise. `index` reads the server's repository, and may itself raise `Failure`.
 
     It is read only when the failure could be a missing model, one that is not ready, or no server.
     """
     words = failure.words
+    if is_stream_gone(failure):
+        return StreamLost(
+            f"{model} at {url} has lost the stream: {words}. Open a new one, from a saved state "
+            "with client.resume(state); stream(..., resume=True) does so by itself"
+        )
+    if words.startswith(STREAM_REFUSED):
+        return StreamRefused(
+            f"{model} at {url} takes no further stream: {words.removeprefix(STREAM_REFUSED)}. "
+            "Try again when others have ended"
+        )
     if words.startswith(BAD_INPUT):
         return BadInput(f"{model} at {url} refused the input: {words.removeprefix(BAD_INPUT)}")
     if failure.code is Code.TIMEOUT:
@@ -41,19 +61,24 @@ def explain(
             f"{url}: no answer within {timeout_s:g} s ({words}). "
             "Give a longer timeout_s, or see whether the server is overloaded"
         )
-    if failure.code is Code.UNREACHABLE:
+    if failure.code in (Code.UNREACHABLE, Code.BROKEN):
         return _unreachable(url, words)
     if failure.code is Code.INVALID and "unknown model" not in words:
         return BadInput(f"{model} at {url} refused the request: {words}")
     if failure.code is Code.INTERNAL or model is None:
         return ServerError(f"{url}: the server failed: {words}")
     try:
-        models = index()
+        models = yield from index
     except Failure as second:
         if failure.code is Code.UNAVAILABLE and second.code in NO_SERVER:
             return _unreachable(url, words)
         return ServerError(f"{url}: {words} (nor can its list of models be read: {second.words})")
     return _about_the_model(words, url, model, models)
+
+
+def is_stream_gone(failure: Failure) -> bool:
+    """Whether the server does not know the stream (any more): its state is nowhere."""
+    return bool(STREAM_GONE.match(failure.words)) or NO_START in failure.words
 
 
 def _about_the_model(

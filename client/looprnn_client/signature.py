@@ -41,6 +41,7 @@ class Signature:
     takes, gives: each input and output by name, its dims without B, and -1 where T stands.
     vocabulary: input is ids [B, T] below it; None where input is [B, T, I].
     time_max is None when the server names no limit; engine is None when unnamed.
+    streaming: whether the model holds streams, to be called through `Client.stream`.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Signature:
     batch_max: int
     time_max: int | None
     engine: str | None
+    streaming: bool = False
 
     @classmethod
     def from_config(cls, model: str, config: Mapping[str, Any]) -> Signature:
@@ -66,12 +68,14 @@ class Signature:
                 batch_max=int(config.get("max_batch_size", 0)),
                 time_max=int(notes["time_max"]) if "time_max" in notes else None,
                 engine=notes.get("engine"),
+                streaming=notes.get("streaming") == "true",
             )
             if (
                 "output" not in gives
                 or takes["h_0"] != gives["h_n"]
                 or takes.get("c_0") != gives.get("c_n")
                 or takes.get("lengths", (1,)) != (1,)
+                or (signature.streaming and "lengths" not in takes)
                 or signature.batch_max < 1
                 or (signature.vocabulary is not None and signature.vocabulary < 1)
             ):

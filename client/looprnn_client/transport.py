@@ -1,26 +1,31 @@
-"""The one seam: what a protocol must do. `_grpc` and `_http` do it; nothing else knows them."""
+"""The one seam: what a protocol must do. `_grpc` and `_http` do it; nothing else knows them.
+
+Each protocol has a codec, which builds a request once and reads an answer without any I/O, and two
+thin carriers around it: one that blocks and one that is awaited. `drive.py` runs either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from looprnn_client.errors import BadInput
+from looprnn_client.address import Line
 
 Array = NDArray[np.float32]
 Tensor = NDArray[np.float32] | NDArray[np.int32]  # what a call may send
+Answer = dict[str, NDArray[Any]]
 
 
 class Code(Enum):
     """What went wrong, in words that both protocols share."""
 
     UNREACHABLE = auto()  # no Triton there
+    BROKEN = auto()  # nothing listens, or the connection ended under the call
     TIMEOUT = auto()
     NOT_FOUND = auto()
     UNAVAILABLE = auto()  # over gRPC this is a dead server or a model that is not ready
@@ -51,57 +56,96 @@ class ModelState:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an array lies in memory that client and server share; offset and size in bytes."""
+
+    region: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, before a protocol's codec has seen it.
+
+    sequence: the correlation id of a stream's chunk, with its START and END.
+    places: the inputs and outputs that do not go over the wire.
+    """
+
+    model: str
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    sequence: str | None = None
+    start: bool = False
+    end: bool = False
+    places: Mapping[str, Place] = field(default_factory=dict)
+
+
 class Transport(Protocol):
-    """Threads share one; each call ends within timeout_s seconds and raises `Failure` alone."""
+    """Threads share one; each call ends within timeout_s seconds and raises `Failure` alone.
 
-    def config(self, model: str, timeout_s: float) -> Mapping[str, Any]:
-        """The model's ModelConfig as JSON; numbers may be strings, defaults may be left out."""
+    The answers of `config` and `index` are Triton's JSON: numbers may be strings, defaults may be
+    left out.
+    """
 
-    def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        """The repository's rows: name, and version, state and reason where they are not empty."""
+    def prepare(self, call: Call) -> Any:
+        """The request as `infer` and `chunk` take it, any number of times. No I/O; raises
+        `Failure` where the protocol cannot hold it."""
 
-    def infer(
-        self, model: str, inputs: Mapping[str, Tensor], outputs: Sequence[str], timeout_s: float
-    ) -> dict[str, NDArray[Any]]:
-        """Sends float32 and int32 inputs as they are; returns those of `outputs` that came back."""
+    def config(self, model: str, timeout_s: float) -> Mapping[str, Any]: ...
+
+    def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]: ...
+
+    def infer(self, request: Any, timeout_s: float) -> Answer:
+        """Those of the outputs asked for that came back over the wire."""
+
+    def chunk(self, request: Any, timeout_s: float) -> Answer:
+        """As infer, for a request with a sequence: never repeated by any layer below."""
+
+    def forget(self, request: Any) -> None:
+        """Sends a request with a sequence and waits for nothing; nothing is raised."""
+
+    def share(self, name: str, handle: Any, size: int, timeout_s: float) -> None:
+        """Registers shared memory: a handle is a POSIX key, or a CUDA (device, handle) pair."""
+
+    def unshare(self, name: str, cuda: bool, timeout_s: float) -> None: ...
 
     def close(self) -> None:
         """Once is enough, twice is fine; calls under way fail."""
 
 
-def connect(url: str) -> Transport:
-    """The transport of `host:port`, `grpc://host:port` or `http://host:port`; opens no connection.
+class AsyncTransport(Protocol):
+    """As Transport, awaited; it belongs to the event loop it is first used on."""
 
-    Raises BadInput for any other address.
-    """
-    scheme, address = parse(url)
-    if scheme == "grpc":
+    def prepare(self, call: Call) -> Any: ...
+    def config(self, model: str, timeout_s: float) -> Awaitable[Mapping[str, Any]]: ...
+    def index(self, timeout_s: float) -> Awaitable[Sequence[Mapping[str, Any]]]: ...
+    def infer(self, request: Any, timeout_s: float) -> Awaitable[Answer]: ...
+    def chunk(self, request: Any, timeout_s: float) -> Awaitable[Answer]: ...
+    def forget(self, request: Any) -> None: ...
+    def share(self, name: str, handle: Any, size: int, timeout_s: float) -> Awaitable[None]: ...
+    def unshare(self, name: str, cuda: bool, timeout_s: float) -> Awaitable[None]: ...
+    def close(self) -> Awaitable[None]: ...
+
+
+def connect(to: Line) -> Transport:
+    """The blocking transport of a line; opens no connection."""
+    if to.grpc:
         from looprnn_client._grpc import GrpcTransport
 
-        return GrpcTransport(address)
+        return GrpcTransport(to)
     from looprnn_client._http import HttpTransport
 
-    return HttpTransport(address)
+    return HttpTransport(to)
 
 
-def parse(url: str) -> tuple[str, str]:
-    """(scheme, "host:port"). Raises BadInput."""
-    wanted = (
-        "write localhost:8001 or grpc://localhost:8001 for gRPC, http://localhost:8000 for HTTP"
-    )
-    if not isinstance(url, str):
-        raise BadInput(f"the server's address must be a string, got {url!r}; {wanted}")
-    try:
-        parts = urlsplit(url if "://" in url else f"grpc://{url}")
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise BadInput(f"{url!r} is not an address ({error}); {wanted}") from error
-    if parts.scheme not in ("grpc", "http"):
-        raise BadInput(
-            f"{url!r} asks for {parts.scheme!r}, which this client cannot speak; {wanted}"
-        )
-    if not host or not port:
-        raise BadInput(f"{url!r} names no {'port' if host else 'host'}; {wanted}")
-    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
-        raise BadInput(f"{url!r} says more than a host and a port; {wanted}")
-    return parts.scheme, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def connect_async(to: Line) -> AsyncTransport:
+    """The awaited transport of a line; opens no connection."""
+    if to.grpc:
+        from looprnn_client._grpc_aio import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(to)
+    from looprnn_client._http_aio import AsyncHttpTransport
+
+    return AsyncHttpTransport(to)

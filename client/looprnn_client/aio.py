@@ -1,0 +1,107 @@
+"""The client that is awaited: the same plans as `client.Client`, run by asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from looprnn_client.address import TLS, Headers, line
+from looprnn_client.client import RETRIES, check_name
+from looprnn_client.core import Core, seconds
+from looprnn_client.drive import Awaiting, arun
+from looprnn_client.result import Result
+from looprnn_client.signature import Signature
+from looprnn_client.state import StreamState
+from looprnn_client.stream import AsyncStream
+from looprnn_client.stream_core import StreamCore
+from looprnn_client.transport import Array, AsyncTransport, connect_async
+
+
+class AsyncClient:
+    """As `Client`, with the same arguments, awaited: `async with AsyncClient(...) as client`.
+
+    Tasks of one event loop may share it. A cancelled task cancels its call.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        timeout_s: float,
+        retries: int = RETRIES,
+        headers: Headers | None = None,
+        compression: str | None = None,
+        tls: TLS | None = None,
+        transport: AsyncTransport | None = None,
+    ) -> None:
+        check_name(model)
+        seconds(timeout_s)
+        if transport is None:
+            transport = connect_async(line(url, headers=headers, compression=compression, tls=tls))
+        self._transport = transport
+        self._core = Core(url, model, transport, Awaiting(), timeout_s=timeout_s, retries=retries)
+
+    @property
+    def signature(self) -> Awaitable[Signature]:
+        """As `Client.signature`: `await client.signature`."""
+        return arun(self._core.read_signature())
+
+    async def infer(
+        self,
+        x: Array | NDArray[Any],
+        h_0: Array | None = None,
+        c_0: Array | None = None,
+        *,
+        lengths: Sequence[int] | NDArray[Any] | None = None,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """As `Client.infer`."""
+        return await arun(
+            self._core.infer(x, h_0, c_0, lengths=lengths, outputs=outputs, timeout_s=timeout_s)
+        )
+
+    def stream(
+        self,
+        model: str | None = None,
+        *,
+        outputs: Sequence[str] | None = None,
+        resume: bool = False,
+    ) -> AsyncStream:
+        """As `Client.stream`: `async with client.stream() as s: result = await s.send(chunk)`."""
+        return AsyncStream(StreamCore(self._core, model, outputs=outputs, resume=resume))
+
+    def resume(
+        self,
+        state: StreamState,
+        model: str | None = None,
+        *,
+        outputs: Sequence[str] | None = None,
+        resume: bool = False,
+    ) -> AsyncStream:
+        """As `Client.resume`."""
+        name = state.model if model is None else model
+        core = StreamCore(self._core, name, outputs=outputs, resume=resume, state=state)
+        return AsyncStream(core)
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        if not self._core.closed:
+            self._core.closed = True
+            await self._transport.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        self._core.refuse_if_closed()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
