@@ -20,6 +20,7 @@ bench: .venv/ready
 	@$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	@$(BIN)/python bench/lstm_random.py
 	@$(BIN)/python bench/serving.py
+	@$(BIN)/python bench/streams.py
 
 lint: .venv/ready
 	@$(BIN)/ruff check

@@ -1,39 +1,68 @@
 """A load generator that is not itself the limit: several processes, each a single thread that keeps
-some calls in flight; requests are framed once. What it costs is measured with the rest.
+some calls in flight on connections of their own. What it costs is measured with the rest.
 """
 
+import itertools
 import multiprocessing
 import os
 import selectors
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.synchronize import Barrier
+from typing import Protocol
 
 import numpy as np
-from wire import connect
+from wire import Connection, connect
 
 WARMUP_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Framed requests that each connection sends in an order of its own, and the size of each
-    answer: one of another size is wrong.
+class Call:
+    """A framed request, the index by which its answer is known, and the answer's size in bytes: one
+    of another size is wrong.
     """
+
+    index: int
+    request: bytes
+    size: int
+
+
+class Traffic(Protocol):
+    """What is sent where; it travels to other processes."""
+
+    @property
+    def protocol(self) -> str: ...
+
+    @property
+    def address(self) -> str: ...
+
+    def calls(self, number: int) -> Generator[Call, bytes, None]:
+        """The calls of one connection, each given the answer to the one before. Endless."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """Requests framed once, which each connection sends over and over in an order of its own."""
 
     protocol: str
     address: str
-    requests: Sequence[bytes]
-    answer_sizes: Sequence[int]
+    each: Sequence[Call]
+
+    def calls(self, number: int) -> Generator[Call, bytes, None]:
+        order = np.random.default_rng(number).permutation(len(self.each)).tolist()
+        for k in itertools.cycle(order):
+            yield self.each[k]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """latencies_ms [requests]; which [requests], the index of each one's request; cpu_s is the
-    generator's; last holds one answer of each process with its index.
+    """latencies_ms [calls]; which [calls], each one's index; cpu_s is the generator's; last holds
+    one answer of each process with its index.
     """
 
     seconds: float
@@ -54,14 +83,14 @@ def closed_loop(traffic: Traffic, concurrency: int, seconds: float) -> Measured:
     """
     context = multiprocessing.get_context("spawn")  # beside threads, a fork may hang
     count = min(concurrency, os.cpu_count() or 1)
-    shares = [concurrency // count + (k < concurrency % count) for k in range(count)]
+    bounds = [k * concurrency // count for k in range(count + 1)]
     barrier = context.Barrier(count)
     pipes = []
     processes = []
-    for k, share in enumerate(shares):
+    for first, end in itertools.pairwise(bounds):
         mine, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=_work, args=(traffic, share, seconds, k, barrier, theirs), daemon=True
+            target=_work, args=(traffic, range(first, end), seconds, barrier, theirs), daemon=True
         )
         process.start()
         theirs.close()
@@ -82,11 +111,9 @@ def closed_loop(traffic: Traffic, concurrency: int, seconds: float) -> Measured:
     )
 
 
-def _work(
-    traffic: Traffic, share: int, seconds: float, seed: int, barrier: Barrier, pipe: Pipe
-) -> None:
+def _work(traffic: Traffic, numbers: range, seconds: float, barrier: Barrier, pipe: Pipe) -> None:
     try:
-        answer: object = _measure(traffic, share, seconds, seed, barrier)
+        answer: object = _measure(traffic, numbers, seconds, barrier)
     except Exception as error:
         barrier.abort()
         answer = f"{type(error).__name__}: {error}"
@@ -94,50 +121,53 @@ def _work(
 
 
 def _measure(
-    traffic: Traffic, share: int, seconds: float, seed: int, barrier: Barrier
+    traffic: Traffic, numbers: range, seconds: float, barrier: Barrier
 ) -> tuple[bytes, bytes, float, tuple[int, bytes]]:
     now = time.perf_counter
-    order = np.random.default_rng(seed).permutation(len(traffic.requests)).tolist()
-    connections = [connect(traffic.protocol, traffic.address) for _ in range(share)]
     took, which = array("d"), array("q")
     last = (0, b"")
-    with selectors.DefaultSelector() as selector:
-        for connection in connections:
-            selector.register(connection.socket, selectors.EVENT_READ, connection)
+    with ExitStack() as opened:
+        selector = opened.enter_context(selectors.DefaultSelector())
+        lines = []
+        for number in numbers:
+            connection = connect(traffic.protocol, traffic.address)
+            opened.callback(connection.close)
+            lines.append(Line(connection, traffic.calls(number)))
+            selector.register(connection.socket, selectors.EVENT_READ, lines[-1])
         barrier.wait(60)
         first = now() + WARMUP_S
         end = first + seconds
-        sent: dict[object, tuple[int, float]] = {}
-        at = 0
-        for connection in connections:
-            index = order[at % len(order)]
-            at += 1
-            sent[connection] = index, now()
-            connection.send(traffic.requests[index])
+        for line in lines:
+            line.begin = now()
+            line.connection.send(line.call.request)
         cpu: float | None = None
         while (moment := now()) < end:
             if cpu is None and moment >= first:
                 cpu = time.process_time()
             for key, _ in selector.select(1.0):
-                connection = key.data
-                answer = connection.receive()
+                line = key.data
+                answer = line.connection.receive()
                 if answer is None:
                     continue
-                index, begin = sent[connection]
                 moment = now()
-                if len(answer) != traffic.answer_sizes[index]:
-                    raise ValueError(
-                        f"an answer of {len(answer)} bytes, wanted {traffic.answer_sizes[index]}"
-                    )
+                call = line.call
+                if len(answer) != call.size:
+                    raise ValueError(f"an answer of {len(answer)} bytes, wanted {call.size}")
                 if first <= moment < end:
-                    took.append(moment - begin)
-                    which.append(index)
-                    last = index, answer
-                index = order[at % len(order)]
-                at += 1
-                sent[connection] = index, now()
-                connection.send(traffic.requests[index])
+                    took.append(moment - line.begin)
+                    which.append(call.index)
+                    last = call.index, answer
+                line.call = line.calls.send(answer)
+                line.begin = now()
+                line.connection.send(line.call.request)
         used = time.process_time() - (cpu or 0.0)
-    for connection in connections:
-        connection.close()
     return took.tobytes(), which.tobytes(), used, last
+
+
+class Line:
+    """A connection and the call that is in flight on it."""
+
+    def __init__(self, connection: Connection, calls: Generator[Call, bytes, None]) -> None:
+        self.connection, self.calls = connection, calls
+        self.call = next(calls)
+        self.begin = 0.0

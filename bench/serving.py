@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from load import Measured, Traffic, closed_loop
+from load import Call, Measured, Requests, closed_loop
 from machine import RESULTS, ROOT, machine, sentence
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from systems import SYSTEMS, System
-from wire import connect, grpc_request
+from wire import ask, grpc_request
 
 from looprnn import parity, reference
 from looprnn.build import build_variant, buildable
@@ -73,21 +73,14 @@ class Inputs:
                 raise SystemExit(f"{system.name}: {name} is wrong by {worst:.2g}; it is not timed")
 
 
-def prepare(system: System, inputs: Inputs) -> Traffic:
+def prepare(system: System, inputs: Inputs) -> Requests:
     """The framed requests, once each of their answers is proved."""
-    requests = [system.frame(x) for x in inputs.xs]
-    connection = connect(system.protocol, system.address)
-    sizes = []
-    for index, request in enumerate(requests):
-        connection.send(request)
-        while (answer := connection.receive()) is None:
-            pass
+    framed = [system.frame(x) for x in inputs.xs]
+    each = []
+    for index, answer in enumerate(ask(system.protocol, system.address, framed)):
         inputs.prove(system, index, answer)
-        sizes.append(len(answer))
-    connection.close()
-    return Traffic(
-        protocol=system.protocol, address=system.address, requests=requests, answer_sizes=sizes
-    )
+        each.append(Call(index=index, request=framed[index], size=len(answer)))
+    return Requests(protocol=system.protocol, address=system.address, each=each)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,8 +121,8 @@ class Cell:
 def null_rate(address: str, seconds: float) -> dict[str, float]:
     """The generator against a call that runs no model: Triton's ServerLive, at concurrency 8."""
     request = grpc_request("/inference.GRPCInferenceService/ServerLive", b"")
-    traffic = Traffic(protocol="grpc", address=address, requests=[request], answer_sizes=[2])
-    measured = closed_loop(traffic, 8, seconds)
+    live = Call(index=0, request=request, size=2)
+    measured = closed_loop(Requests(protocol="grpc", address=address, each=[live]), 8, seconds)
     return {
         "throughput_rps": round(measured.rate, 1),
         "cpu_us_per_request": round(measured.cpu_s / len(measured.latencies_ms) * 1e6, 1),

@@ -14,10 +14,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +48,24 @@ class System:
     read: Callable[[bytes], Arrays]
 
 
-def triton_message(model: str, arrays: dict[str, NDArray[np.generic]]) -> bytes:
-    """A ModelInferRequest, serialized."""
+def triton_message(
+    model: str,
+    arrays: dict[str, NDArray[Any]],
+    *,
+    outputs: Sequence[str] = (),
+    **parameters: int,
+) -> bytes:
+    """A ModelInferRequest, serialized. outputs: none asks for all; parameters: sequence_id=7."""
     message = pb.ModelInferRequest(model_name=model)
     kinds = {"float32": "FP32", "int32": "INT32"}
     for name, array in arrays.items():
         message.inputs.add(name=name, datatype=kinds[array.dtype.name], shape=array.shape)
         message.raw_input_contents.append(array.tobytes())
+    for name in outputs:
+        message.outputs.add(name=name)
+    for name, value in parameters.items():
+        kind = "bool_param" if isinstance(value, bool) else "int64_param"
+        setattr(message.parameters[name], kind, value)
     return bytes(message.SerializeToString())
 
 

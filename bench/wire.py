@@ -8,6 +8,7 @@ machine with it, the stub would be measured too. HTTP/2 here is RFC 9113 with HP
 
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -37,6 +38,19 @@ class Connection(Protocol):
 
 def connect(protocol: str, address: str) -> Connection:
     return Grpc(address) if protocol == "grpc" else Http(address)
+
+
+def ask(protocol: str, address: str, requests: Iterable[bytes]) -> Iterator[bytes]:
+    """The answers to requests, one after another on one connection. Raises WireError."""
+    connection = connect(protocol, address)
+    try:
+        for request in requests:
+            connection.send(request)
+            while (answer := connection.receive()) is None:
+                pass
+            yield answer
+    finally:
+        connection.close()
 
 
 def _open(address: str) -> socket.socket:

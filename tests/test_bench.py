@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT, VARIANTS
 
 sys.path.insert(0, str(ROOT / "bench"))
-from load import Traffic, closed_loop
+from load import Call, Requests, closed_loop
 from systems import INFER, read_triton, triton_message
-from wire import WireError, connect, grpc_request, http_request
+from wire import WireError, ask, grpc_request, http_request
 
 from looprnn import parity
 from looprnn.weights import load_weights
@@ -21,14 +21,16 @@ SPEC = VARIANTS["lstm_random"]
 
 
 def asked(protocol, address, request):
-    connection = connect(protocol, address)
-    try:
-        connection.send(request)
-        while (answer := connection.receive()) is None:
-            pass
-        return answer
-    finally:
-        connection.close()
+    (answer,) = ask(protocol, address, [request])
+    return answer
+
+
+def to(server, requests, sizes):
+    each = [
+        Call(index=k, request=r, size=s)
+        for k, (r, s) in enumerate(zip(requests, sizes, strict=True))
+    ]
+    return Requests(protocol="grpc", address=server.grpc, each=each)
 
 
 def assert_right(x, answer):
@@ -49,8 +51,8 @@ def test_many_calls_on_few_connections_are_each_answered(server):
     """More bytes than HTTP/2 lets through before the peer says more."""
     xs = [parity.draw_inputs(SPEC, 1, time)["input"] for time in (8, 64)]
     requests = [grpc_request(INFER, triton_message(SPEC.name, {"input": x})) for x in xs]
-    sizes = [len(asked("grpc", server.grpc, request)) for request in requests]
-    traffic = Traffic(protocol="grpc", address=server.grpc, requests=requests, answer_sizes=sizes)
+    sizes = [len(answer) for answer in ask("grpc", server.grpc, requests)]
+    traffic = to(server, requests, sizes)
     measured = closed_loop(traffic, concurrency=3, seconds=0.5)
     assert len(measured.latencies_ms) == len(measured.which) > 0
     assert (measured.latencies_ms > 0).all() and measured.cpu_s > 0
@@ -60,7 +62,7 @@ def test_many_calls_on_few_connections_are_each_answered(server):
 
 def test_an_answer_of_another_size_is_not_timed(server):
     request = grpc_request(INFER, triton_message(SPEC.name, {"input": np.zeros((1, 8, 64), "f")}))
-    traffic = Traffic(protocol="grpc", address=server.grpc, requests=[request], answer_sizes=[7])
+    traffic = to(server, [request], [7])
     with pytest.raises(RuntimeError, match="wanted 7"):
         closed_loop(traffic, concurrency=2, seconds=0.5)
 

@@ -94,7 +94,7 @@ def test_ctrl_c_keeps_what_was_measured():
 def test_the_command_prints_a_line_a_level(pretend, capsys):  # noqa: F811
     assert main(short("--concurrency", 1, 2, "--time", "2:5", "--batch", 2)) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split()[:2] == ["load", "requests/s"]
+    assert head.split()[:2] == ["load", "req/s"]
     assert [row[: row.index(" flight")] for row in rows] == ["1 in", "2 in"]
     rows, steps, _ = pretend.inputs["input"].shape
     assert rows == 2 and 2 <= steps <= 5
@@ -104,7 +104,7 @@ def test_a_terminal_sees_a_table_that_stays(pretend, capsys, monkeypatch):  # no
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(short("--concurrency", 1, 2)) == 0
     said = capsys.readouterr().out
-    assert "lstm at here:1" in said and "2 in flight" in said and "requests/s" in said
+    assert "lstm at here:1" in said and "2 in flight" in said and "req/s" in said
 
 
 def test_a_terminal_without_rich_gets_lines_and_a_hint(pretend, capsys, monkeypatch):  # noqa: F811

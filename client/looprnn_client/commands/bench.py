@@ -24,7 +24,7 @@ from looprnn_client.transport import Tensor
 POOL = 64  # different inputs, drawn before anything is timed
 IN_FLIGHT = 64  # of an open loop, unless --concurrency says otherwise
 LAST_S = 2.0  # what the live row shows
-COLUMNS = ("load", "requests/s", "steps/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "failed")
+COLUMNS = ("load", "req/s", "steps/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "failed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
