@@ -81,7 +81,7 @@ instance_group [{{ count: 1 kind: KIND_CPU }}]
 parameters {{ key: "time_max" value {{ string_value: "64" }} }}
 parameters {{ key: "streaming" value {{ string_value: "true" }} }}
 sequence_batching {{
-  oldest {{ max_candidate_sequences: 64 }}
+  oldest {{ max_candidate_sequences: {candidates} }}
   max_sequence_idle_microseconds: 60000000
   control_input [
     {{ name: "START" control [{{ kind: CONTROL_SEQUENCE_START int32_false_true: [0, 1] }}] }}
@@ -91,11 +91,18 @@ sequence_batching {{
 
 
 def write_repository(
-    folder: Path, *, name: str = "sum_stream", size: int = SIZE, capacity: int = 8
+    folder: Path,
+    *,
+    name: str = "sum_stream",
+    size: int = SIZE,
+    capacity: int = 8,
+    candidates: int = 64,
 ) -> Path:
     """folder as a model repository."""
     version = folder / name / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text(MODEL.format(size=size, capacity=capacity))
-    (version.parent / "config.pbtxt").write_text(CONFIG.format(name=name, size=size))
+    (version.parent / "config.pbtxt").write_text(
+        CONFIG.format(name=name, size=size, candidates=candidates)
+    )
     return folder

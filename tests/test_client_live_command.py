@@ -85,4 +85,5 @@ def test_readme_runs_as_written(url):
     names = run_blocks(url, lambda block: "lstm_stream" not in block)
     assert names["first"].c_n is not None
     assert names["second"].h_n is None
+    assert names["last"].shape == names["later"].h_n.shape == names["both"][1].h_n.shape
     assert names["classes"].head.shape == (2, 3, 4)

@@ -1,11 +1,11 @@
 """Streams against a running tritonserver whose model sums: both protocols, both clients."""
 
 import asyncio
-import inspect
 import threading
 
 import numpy as np
 import pytest
+from client_both import clients, inner
 from looprnn_client import (
     AsyncClient,
     BadInput,
@@ -37,51 +37,11 @@ def url(request, summing):
     return f"{request.param}://{getattr(summing, request.param)}"
 
 
-class Awaited:
-    """An AsyncClient or AsyncStream that looks like a blocking one: one test body for both."""
-
-    def __init__(self, inner, loop):
-        self._inner, self._loop = inner, loop
-
-    def __getattr__(self, name):
-        found = getattr(self._inner, name)
-        if not callable(found):
-            return self._settle(found)
-        return lambda *a, **k: self._settle(found(*a, **k))
-
-    def _settle(self, value):
-        if inspect.isawaitable(value):
-            return self._loop.run_until_complete(value)
-        if inspect.isasyncgen(value):
-            return self._each(value)
-        return Awaited(value, self._loop) if hasattr(value, "__aenter__") else value
-
-    def _each(self, values):
-        while True:
-            try:
-                yield self._loop.run_until_complete(anext(values))
-            except StopAsyncIteration:
-                return
-
-    def __enter__(self):
-        self._loop.run_until_complete(self._inner.__aenter__())
-        return self
-
-    def __exit__(self, *error):
-        self._loop.run_until_complete(self._inner.__aexit__(*error))
-
-
 @pytest.fixture(params=["threads", "asyncio"])
 def connect(request, url):
     """Opens a client: connect(model, ...)."""
-    if request.param == "threads":
-        yield lambda model="sum", **options: Client(url, model, **{"timeout_s": 10} | options)
-        return
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        yield lambda model="sum", **options: Awaited(
-            AsyncClient(url, model, **{"timeout_s": 10} | options), loop
-        )
+    with clients(request.param) as kind:
+        yield lambda model="sum", **options: kind(url, model, **{"timeout_s": 10} | options)
 
 
 def live_streams(client):
@@ -158,6 +118,26 @@ def test_tasks_and_their_streams_over_one_connection(url):
             await asyncio.gather(*(one(client, k) for k in range(CAPACITY)))
 
     asyncio.run(every())
+
+
+def test_stream_that_waits_for_its_turn_holds_up_no_other(tmp_path):
+    """Triton answers a bidirectional call in the order of its requests."""
+    with (
+        Server(write_repository(tmp_path, candidates=1)) as narrow,
+        Client(narrow.grpc, "sum", timeout_s=30) as client,
+    ):
+        first, second = client.stream(), client.stream()
+        first.send(X[:, :4])
+        late = threading.Thread(target=second.send, args=(X,), daemon=True)
+        late.start()
+        for cut in (4, 8):
+            got = first.send(X[:, cut : cut + 4], timeout_s=20).output
+            np.testing.assert_allclose(got, SUMS[:, cut : cut + 4], rtol=0, atol=1e-6)
+            assert late.is_alive()
+        first.close()
+        late.join(30)
+        assert second.steps == 12
+        second.close()
 
 
 def test_async_source_of_chunks(url):
@@ -326,13 +306,12 @@ def test_stream_that_the_server_forgot_goes_on_where_asked_to(connect):
 
 def forget(client, stream):
     """The server's END of a stream whose client knows nothing of it."""
-    inner = stream._inner if isinstance(stream, Awaited) else stream
     other = client.stream()
     other.send(X[:, :1])
-    twin = other._inner if isinstance(other, Awaited) else other
-    real, twin._core._id = twin._core._id, inner._core._id
+    twin = inner(other)._core
+    real, twin._id = twin._id, inner(stream)._core._id
     other.close()
-    twin._core._id, twin._core._ended = real, False
+    twin._id, twin._ended = real, False
     other.close()
 
 

@@ -22,6 +22,7 @@ from tritonclient.grpc import (
 
 from looprnn_client._grpc_codec import (
     CHANNEL,
+    begins,
     credentials,
     decode,
     decode_chunk,
@@ -63,7 +64,16 @@ class GrpcTransport:
     def infer(self, request: Any, timeout_s: float) -> Answer:
         return decode(self._ask(self._stub.ModelInfer, request, timeout_s))
 
+    def start(self, request: Any, timeout_s: float) -> Sent:
+        try:
+            call = self._stub.ModelInfer.future(request, timeout=timeout_s, **options(self._to))
+        except RAISED as error:
+            raise failure(error) from error
+        return Sent(call)
+
     def chunk(self, request: Any, timeout_s: float) -> Answer:
+        if begins(request):
+            return self.infer(request, timeout_s)
         lane = self._open()
         sent = lane.send(request)
         try:
@@ -110,9 +120,27 @@ class GrpcTransport:
             return self._lane
 
 
+class Sent:
+    """See `transport.Flight`."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.cancel = call.cancel
+
+    def result(self) -> Answer:
+        try:
+            return decode(self._call.result())
+        except (*RAISED, grpc.FutureCancelledError) as error:
+            raise failure(error) from error
+
+
 class Lane:
     """One bidirectional call that carries the chunks of many streams; an answer finds its request
-    by the id they share, whatever order answers come in."""
+    by the id they share.
+
+    Triton answers such a call in the order of its requests: one that waits holds up all behind it.
+    A chunk with START may wait until another stream ends, so it is sent as a call of its own.
+    """
 
     def __init__(self, stub: Any, with_options: dict[str, Any]) -> None:
         self.ended: Failure | None = None

@@ -19,6 +19,7 @@ from looprnn_client._grpc import RAISED, as_json, registration, removal
 from looprnn_client._grpc_codec import (
     CHANNEL,
     CLOSED,
+    begins,
     credentials,
     decode,
     decode_chunk,
@@ -57,6 +58,8 @@ class AsyncGrpcTransport:
         return decode(await self._ask(self._stub().ModelInfer, request, timeout_s))
 
     async def chunk(self, request: Any, timeout_s: float) -> Answer:
+        if begins(request):
+            return await self.infer(request, timeout_s)
         lane = self._open()
         sent = lane.send(request)
         try:

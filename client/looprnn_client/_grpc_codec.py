@@ -87,6 +87,11 @@ def put(tensor: Any, place: Place) -> None:
     tensor.parameters["shared_memory_offset"].int64_param = place.offset
 
 
+def begins(request: Any) -> bool:
+    """Whether the request is a stream's first."""
+    return bool(request.parameters["sequence_start"].bool_param)
+
+
 def decode(response: Any) -> Answer:
     """The outputs that came over the wire, as views of the message. Raises Failure."""
     answer: Answer = {}

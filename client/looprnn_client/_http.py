@@ -39,6 +39,9 @@ class HttpTransport:
     def infer(self, request: Any, timeout_s: float) -> Answer:
         return self._worker.ask(lambda: self._http.infer(request, timeout_s), timeout_s)
 
+    def start(self, request: Any, timeout_s: float) -> Sent:
+        return Sent(self._worker.start(lambda: self._http.infer(request, timeout_s)), timeout_s)
+
     chunk = infer
 
     def forget(self, request: Any) -> None:
@@ -55,6 +58,29 @@ class HttpTransport:
         self._worker.join()
 
 
+class Sent:
+    """See `transport.Flight`."""
+
+    def __init__(self, call: Future[Answer], timeout_s: float) -> None:
+        self._call, self._timeout_s = call, timeout_s
+        self.cancel = call.cancel
+
+    def result(self) -> Answer:
+        return wait(self._call, self._timeout_s)
+
+
+def wait(call: Future[T], timeout_s: float) -> T:
+    """The answer of what a worker runs. Raises Failure."""
+    try:
+        return call.result(timeout_s + GRACE_S)
+    except CancelledError as error:
+        raise Failure(Code.INTERNAL, CLOSED) from error
+    except FutureTimeout as error:
+        raise Failure(Code.TIMEOUT, "the client's own worker did not answer") from error
+    finally:
+        call.cancel()  # an interrupted caller leaves no call behind
+
+
 class Worker:
     """A thread with an event loop; ask(), tell() and stop() are safe from any thread."""
 
@@ -68,18 +94,14 @@ class Worker:
 
     def ask(self, call: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
         """call's answer. Raises Failure."""
+        return wait(self.start(call), timeout_s)
+
+    def start(self, call: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """call's answer to come. Raises Failure."""
         with self._lock:  # a loop that stop() has ended must not be called
             if not self._open:
                 raise Failure(Code.INTERNAL, CLOSED)
-            done: Future[T] = asyncio.run_coroutine_threadsafe(call(), self._loop)
-        try:
-            return done.result(timeout_s + GRACE_S)
-        except CancelledError as error:
-            raise Failure(Code.INTERNAL, CLOSED) from error
-        except FutureTimeout as error:
-            raise Failure(Code.TIMEOUT, "the client's own worker did not answer") from error
-        finally:
-            done.cancel()  # an interrupted caller leaves no call behind
+            return asyncio.run_coroutine_threadsafe(call(), self._loop)
 
     def tell(self, call: Callable[[], None]) -> None:
         with self._lock:

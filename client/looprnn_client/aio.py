@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
 
 from looprnn_client.address import TLS, Headers, line
-from looprnn_client.client import RETRIES, check_name
+from looprnn_client.client import IN_FLIGHT, RETRIES, Item, check_name
 from looprnn_client.core import Core, seconds
 from looprnn_client.drive import Awaiting, arun
+from looprnn_client.errors import LoopRNNClientError
+from looprnn_client.many import check_in_flight, infer_many_async
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState
@@ -63,6 +65,52 @@ class AsyncClient:
         """As `Client.infer`."""
         return await arun(
             self._core.infer(x, h_0, c_0, lengths=lengths, outputs=outputs, timeout_s=timeout_s)
+        )
+
+    @overload
+    def infer_many(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        in_flight: int = ...,
+        outputs: Sequence[str] | None = ...,
+        timeout_s: float | None = ...,
+        progress: bool = ...,
+        return_errors: Literal[False] = ...,
+    ) -> AsyncIterator[Result]: ...
+
+    @overload
+    def infer_many(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        in_flight: int = ...,
+        outputs: Sequence[str] | None = ...,
+        timeout_s: float | None = ...,
+        progress: bool = ...,
+        return_errors: bool,
+    ) -> AsyncIterator[Result | LoopRNNClientError]: ...
+
+    def infer_many(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        in_flight: int = IN_FLIGHT,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+        progress: bool = False,
+        return_errors: bool = False,
+    ) -> AsyncIterator[Result] | AsyncIterator[Result | LoopRNNClientError]:
+        """As `Client.infer_many`, for `async for`; items may be an async iterable too."""
+        self._core.refuse_if_closed()
+        check_in_flight(in_flight)
+        return infer_many_async(
+            self._core,
+            items,
+            {"outputs": outputs, "timeout_s": timeout_s},
+            in_flight=in_flight,
+            progress=progress,
+            return_errors=return_errors,
         )
 
     def stream(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
 
 from looprnn_client.address import TLS, Headers, line
 from looprnn_client.core import Core, list_states, seconds
 from looprnn_client.drive import Blocking, run
-from looprnn_client.errors import BadInput
+from looprnn_client.errors import BadInput, LoopRNNClientError
+from looprnn_client.many import check_in_flight, infer_many, submit
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState
@@ -19,7 +22,10 @@ from looprnn_client.stream import Stream
 from looprnn_client.stream_core import StreamCore
 from looprnn_client.transport import Array, ModelState, Transport, connect
 
+Item = Array | NDArray[Any] | Mapping[str, Any]
 RETRIES = 2  # of a call that is safe to repeat
+IN_FLIGHT = 8
+THREADS = 16
 
 
 class Client:
@@ -56,6 +62,8 @@ class Client:
             transport = connect(line(url, headers=headers, compression=compression, tls=tls))
         self._transport = transport
         self._core = Core(url, model, transport, Blocking(), timeout_s=timeout_s, retries=retries)
+        self._pool: ThreadPoolExecutor | None = None
+        self._opening = threading.Lock()
 
     @property
     def signature(self) -> Signature:
@@ -84,6 +92,85 @@ class Client:
         """
         return run(
             self._core.infer(x, h_0, c_0, lengths=lengths, outputs=outputs, timeout_s=timeout_s)
+        )
+
+    def submit(
+        self,
+        x: Array | NDArray[Any],
+        h_0: Array | None = None,
+        c_0: Array | None = None,
+        *,
+        lengths: Sequence[int] | NDArray[Any] | None = None,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Future[Result]:
+        """As `infer`, without waiting: the future holds the Result, or raises what infer would.
+
+        Its arrays may be changed as soon as this returns. The time counts from here; THREADS calls
+        are under way at once. A future may be cancelled until its call is sent.
+        """
+        with self._opening:
+            self._core.refuse_if_closed()
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="looprnn-client-call")
+        return submit(
+            self._core,
+            self._pool,
+            {"x": x, "h_0": h_0, "c_0": c_0, "lengths": lengths}
+            | {"outputs": outputs, "timeout_s": timeout_s},
+        )
+
+    @overload
+    def infer_many(
+        self,
+        items: Iterable[Item],
+        *,
+        in_flight: int = ...,
+        outputs: Sequence[str] | None = ...,
+        timeout_s: float | None = ...,
+        progress: bool = ...,
+        return_errors: Literal[False] = ...,
+    ) -> Iterator[Result]: ...
+
+    @overload
+    def infer_many(
+        self,
+        items: Iterable[Item],
+        *,
+        in_flight: int = ...,
+        outputs: Sequence[str] | None = ...,
+        timeout_s: float | None = ...,
+        progress: bool = ...,
+        return_errors: bool,
+    ) -> Iterator[Result | LoopRNNClientError]: ...
+
+    def infer_many(
+        self,
+        items: Iterable[Item],
+        *,
+        in_flight: int = IN_FLIGHT,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+        progress: bool = False,
+        return_errors: bool = False,
+    ) -> Iterator[Result] | Iterator[Result | LoopRNNClientError]:
+        """A Result for each item, in their order, with at most in_flight calls under way.
+
+        items: each an x, or a mapping of infer's arguments, {"x": ..., "lengths": ...}; taken as
+        answers are, so a generator may be endless. timeout_s: for each call. progress: draws a bar
+        on stderr, with rich. The first error cancels the calls under way and is raised with the
+        item's number in its words and as its `index`; with return_errors=True it takes the Result's
+        place, and the rest goes on.
+        """
+        self._core.refuse_if_closed()
+        check_in_flight(in_flight)
+        return infer_many(
+            self._core,
+            items,
+            {"outputs": outputs, "timeout_s": timeout_s},
+            in_flight=in_flight,
+            progress=progress,
+            return_errors=return_errors,
         )
 
     def stream(
@@ -123,9 +210,12 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection; calls under way fail. A second close does nothing."""
-        if not self._core.closed:
-            self._core.closed = True
+        with self._opening:
+            closed, self._core.closed = self._core.closed, True
+        if not closed:
             self._transport.close()
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Client:
         self._core.refuse_if_closed()

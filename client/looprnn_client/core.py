@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from looprnn_client.transport import (
 )
 
 T = TypeVar("T")
+Carry = Callable[[Callable[[], Any]], Answer]
 
 # What may be tried again: nothing was computed, or it was and nobody saw it. A network is a pure
 # function of its call, so a second run of it harms nobody; a time that is up, a refusal and an
@@ -103,13 +104,20 @@ class Core:
 
         return (yield from self.within(self.model, limit, call))
 
-    def send(self, ready: Ready) -> Plan[Result]:
-        """One request, until it is answered or may not be tried again."""
+    def send(self, ready: Ready, carry: Carry | None = None) -> Plan[Result]:
+        """One request, until it is answered or may not be tried again.
+
+        carry: waits for what it starts, and may be made to stop by another thread.
+        """
+        wire = self.transport
 
         def call(deadline: float) -> Plan[Result]:
-            answer = yield from self.again(
-                deadline, lambda: self.transport.infer(ready.request, left(deadline))
-            )
+            def step() -> Any:
+                if carry is None:
+                    return wire.infer(ready.request, left(deadline))
+                return carry(lambda: cast(Transport, wire).start(ready.request, left(deadline)))
+
+            answer = yield from self.again(deadline, step)
             return self.result(self.model, answer, ready.shapes)
 
         return (yield from self.within(self.model, ready.timeout_s, call, ready.deadline))

@@ -82,6 +82,15 @@ class Call:
     places: Mapping[str, Place] = field(default_factory=dict)
 
 
+class Flight(Protocol):
+    """A request that was sent; any thread may cancel it."""
+
+    def result(self) -> Answer:
+        """Waits; raises `Failure`."""
+
+    def cancel(self) -> object: ...
+
+
 class Transport(Protocol):
     """Threads share one; each call ends within timeout_s seconds and raises `Failure` alone.
 
@@ -99,6 +108,9 @@ class Transport(Protocol):
 
     def infer(self, request: Any, timeout_s: float) -> Answer:
         """Those of the outputs asked for that came back over the wire."""
+
+    def start(self, request: Any, timeout_s: float) -> Flight:
+        """As infer, without waiting."""
 
     def chunk(self, request: Any, timeout_s: float) -> Answer:
         """As infer, for a request with a sequence: never repeated by any layer below."""
