@@ -1,7 +1,8 @@
-"""The demo: ask every variant over both protocols, and put the answers beside the NumPy reference
-and the seed.
+"""The demo: ask every model over both protocols, stream models chunk by chunk, and put the answers
+beside the NumPy reference and the seed.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,13 @@ from looprnn.server import Server
 from looprnn.spec import RNNSpec
 
 REPEATS = 20
-COMPACT: Final[dict[str, Any]] = {"box": SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
+CHUNKS = 4
+COMPACT: Final[dict[str, Any]] = {
+    "box": SIMPLE_HEAD,
+    "pad_edge": False,
+    "collapse_padding": True,
+    "title_justify": "left",
+}
 # What the seed printed for an input of ones: the output of each step, and the last states.
 SEED: Final[dict[str, dict[str, list[float]]]] = {
     "relu_rnn": {"output": [12, 67, 342, 1717], "h_n": [1717]},
@@ -36,21 +43,23 @@ SEED: Final[dict[str, dict[str, list[float]]]] = {
 def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Console) -> int:
     """Print both tables; 1 if any answer is over the tolerance."""
     table = Table(
-        *("variant", "over", "engine", "input", "output", "difference", "ms"),
-        title="every variant over both protocols, against NumPy",
+        *("model", "over", "engine", "input", "output", "difference", "ms"),
+        title=f"every model over both protocols, against NumPy; streams in {CHUNKS} chunks",
         **COMPACT,
     )
     answers: dict[str, Result] = {}
     good = True
-    for spec in track(specs, "asking", console=console, transient=True):
-        folder = repository / spec.name
-        cards = Cards.read(folder / str(built_versions(folder)[-1]))
+    asked = [(spec, model) for spec in specs for model in spec.models]
+    for spec, model in track(asked, "asking", console=console, transient=True):
+        cards = Cards.read(repository / model / str(built_versions(repository / model)[-1]))
         x = demo_input(spec)
+        streams = model != spec.name
+        x = x[:1] if streams else x  # a stream is one row
         arrays = weights.load_weights(spec)
         inputs = {**spec.defaults(*x.shape[:2]), "input": x}
         for url in (f"grpc://{server.grpc}", f"http://{server.http}"):
-            with Client(url, model=spec.name, timeout_s=10) as client:
-                answer, median = timed(client, x)
+            with Client(url, model=model, timeout_s=10) as client:
+                answer, median = streamed(client, model, x) if streams else timed(client, x)
                 engine = engines.choose(cards, client.signature.engine or "auto")
             got = {
                 name: array
@@ -60,7 +69,7 @@ def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Co
             worst = max(parity.differences(spec, arrays, inputs, got).values())
             good &= parity.agrees(worst)
             table.add_row(
-                spec.name,
+                model,
                 url[:4],
                 engine,
                 shape(x),
@@ -68,7 +77,7 @@ def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Co
                 f"[{'green' if parity.agrees(worst) else 'red'}]{worst:.1e}[/]",
                 f"{median:.2f}",
             )
-            answers[spec.name] = answer
+            answers[model] = answer
     console.print(table)
     if shown := [name for name in SEED if name in answers]:
         console.print(seed_table(shown, answers))
@@ -93,6 +102,22 @@ def timed(client: Client, x: NDArray[np.float32]) -> tuple[Result, float]:
         answer = client.infer(x)
         times.append((time.perf_counter() - begin) * 1e3)
     return answer, float(np.median(times))
+
+
+def streamed(client: Client, model: str, x: NDArray[np.float32]) -> tuple[Result, float]:
+    """A stream's answers put together, and the median round trip of a chunk in ms."""
+    times, got = [], []
+    with client.stream(model) as stream:
+        for chunk in np.array_split(x, CHUNKS, axis=1):
+            begin = time.perf_counter()
+            got.append(stream.send(chunk))
+            times.append((time.perf_counter() - begin) * 1e3)
+    every_step = {
+        name: np.concatenate([getattr(answer, name) for answer in got], axis=1)
+        for name in ("output", "head")
+        if (array := getattr(got[-1], name)) is not None and array.ndim == 3
+    }
+    return dataclasses.replace(got[-1], **every_step), float(np.median(times))
 
 
 def seed_table(names: list[str], answers: dict[str, Result]) -> Table:

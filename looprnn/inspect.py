@@ -19,6 +19,7 @@ from looprnn.card import CARDS, Cards, EngineCard
 from looprnn.errors import EngineError, EngineMissing, LoopRNNError, WeightsError
 from looprnn.inspect_tables import Found, show
 from looprnn.spec import Activation, RNNSpec
+from looprnn.stream import check_model, stream_name, variant_of
 from looprnn.variants import load_spec
 
 COUNTED: Final = "2 for each multiply-add of W·x, R·h, projection and head"
@@ -49,8 +50,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
 def look(what: str, variants: Path, folder: Path, layer: str | None = None) -> Found:
     """Everything that is known of `what`, as plain JSON values. Raises LoopRNNError."""
     path = Path(what)
-    if not path.suffix and (variants / f"{what}.toml").is_file():
-        return _variant(variants / f"{what}.toml", folder)
+    variant = variants / f"{variant_of(what)}.toml"
+    if not path.suffix and variant.is_file():
+        return _variant(variant, folder, what)
     if path.is_dir():
         newest = max(repository.built_versions(path), default=None)
         return _version(path if newest is None else path / str(newest))
@@ -61,7 +63,8 @@ def look(what: str, variants: Path, folder: Path, layer: str | None = None) -> F
     if path.suffix in importers.MODULES:
         return _trained(path, layer)
     if path.suffix == ".toml" or not path.exists():
-        return _variant(path if path.suffix == ".toml" else variants / f"{what}.toml", folder)
+        path = path if path.suffix == ".toml" else variant
+        return _variant(path, folder, path.stem)
     raise WeightsError(
         f"{path}: nothing that looprnn reads; known are {', '.join(importers.MODULES)}, .toml, "
         f".plan, {CARDS} and a version's folder"
@@ -71,18 +74,20 @@ def look(what: str, variants: Path, folder: Path, layer: str | None = None) -> F
 # What each kind of thing holds
 
 
-def _variant(path: Path, folder: Path) -> Found:
+def _variant(path: Path, folder: Path, model: str) -> Found:
+    """A variant, and what was built of it: of its stream model, if that is the one asked for."""
     spec = load_spec(path)
+    check_model(spec, model)
     found = {"kind": "variant", "file": str(path), **described(spec), "engines": [], "notes": []}
     source = dataclasses.asdict(spec.weights)
     if spec.weights.constant is None:
         del source["bias"]
     found["weights"] = {k: str(v) for k, v in source.items() if v is not None}
-    newest = max(repository.built_versions(folder / spec.name), default=None)
+    newest = max(repository.built_versions(folder / model), default=None)
     if newest is None:
         found["notes"] += [f"not built: python build_engines.py --variant {spec.name}"]
         return found
-    version = folder / spec.name / str(newest)
+    version = folder / model / str(newest)
     try:
         cards = Cards.read(version)
         found |= {"version": newest, "engines": _cards(cards, version)}
@@ -171,6 +176,7 @@ def described(spec: RNNSpec) -> Found:
         "padding": spec.padding,
         "precision": spec.precision,
         "refit": spec.refit,
+        "stream": _stream(spec) if spec.streaming else None,
         "layers": layers,
         "head": dataclasses.asdict(spec.head) if spec.head else None,
         "arrays": [_array(n, shape, "F32") for n, shape in shapes.items()],
@@ -189,6 +195,12 @@ def described(spec: RNNSpec) -> Found:
         },
         "profile": dataclasses.asdict(spec.profile),
     }
+
+
+def _stream(spec: RNNSpec) -> Found:
+    numbers = sum(math.prod(spec.state_dims(s)) for s in spec.states)
+    return {"model": stream_name(spec.name), "state_bytes": 4 * numbers,
+            **dataclasses.asdict(spec.stream)}  # fmt: skip
 
 
 def _layer(spec: RNNSpec, k: int) -> Found:

@@ -52,7 +52,7 @@ def _show_network(found: Found, console: Console) -> None:
         words = "; ".join([" | reverse: ".join(acts), *options])
         console.print(f"{f'layer {k}':12}{escape(words)}", soft_wrap=True, highlight=False)
     flops, profile = found["flops"], found["profile"]
-    head = found["head"]
+    head, stream = found["head"], found["stream"]
     lines = [
         ("inputs", _named(found["inputs"])),
         ("outputs", _named(found["outputs"])),
@@ -63,6 +63,9 @@ def _show_network(found: Found, console: Console) -> None:
         ("padding", found["lengths"] and found["padding"]),
         ("precision", found["precision"]),
         ("refit", found["refit"] and "takes new weights without a rebuild"),
+        ("streams", stream and f"{stream['model']} keeps {stream['capacity']:,} at once, "
+                               f"{_bytes(stream['state_bytes'])} each, "
+                               f"and idle ones {stream['idle_s']:g} s"),
         ("profile", ", ".join(f"{axis} {_list(list(r.values()))}" for axis, r in profile.items())),
         ("weights", ", ".join(f"{k} = {v}" for k, v in found.get("weights", {}).items())),
         ("parameters", f"{found['parameters']:,}, {_bytes(found['weight_bytes'])} in float32"),

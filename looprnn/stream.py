@@ -52,6 +52,14 @@ def variant_of(model: str) -> str:
     return model.removesuffix(SUFFIX)
 
 
+def check_model(spec: Any, model: str) -> None:
+    """Raises SpecError unless the RNNSpec is served as this model."""
+    if model not in spec.models:
+        raise SpecError(
+            f"{model}: {spec.name} has no streams. Set streaming = true in {spec.name}.toml"
+        )
+
+
 def check_streaming(spec: Any) -> None:
     """Raises SpecError for an RNNSpec with streaming = true that cannot be cut into chunks."""
     for k, layer in enumerate(spec.layers):

@@ -13,6 +13,7 @@ from typing import Any
 from looprnn.errors import SpecError
 from looprnn.layer import near
 from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, Stream, WeightSource
+from looprnn.stream import variant_of
 
 LAYER_KEYS = tuple(f.name for f in dataclasses.fields(Layer))
 SPEC_KEYS = tuple(f.name for f in dataclasses.fields(RNNSpec) if f.name != "layers")
@@ -27,6 +28,8 @@ def load_spec(path: Path) -> RNNSpec:
     except FileNotFoundError:
         there = sorted(p.stem for p in path.parent.glob("*.toml"))
         hint = f" There are: {', '.join(there)}." if there else ""
+        if (variant := variant_of(path.stem)) != path.stem and variant in there:
+            hint = f" It is built along with its variant: {variant}."
         raise SpecError(f"{path}: no such variant.{hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SpecError(f"{path}: {error}") from error  # tomllib names line and column

@@ -30,6 +30,7 @@ from looprnn import engines, parity, reference, repository, weights
 from looprnn.card import Cards, EngineCard
 from looprnn.errors import EngineMissing, LoopRNNError, ParityError
 from looprnn.spec import RNNSpec
+from looprnn.stream import check_model, variant_of
 from looprnn.variants import load_spec
 from looprnn.verify_cases import Case, cases
 from looprnn.weights import Weights
@@ -80,16 +81,21 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be verified: a variant as it is written now, and its newest version."""
+    """What is to be verified: a variant as it is written now, and a model's newest version."""
 
     spec: RNNSpec
     arrays: Weights
     folder: Path
     cards: Cards
 
+    @property
+    def model(self) -> str:
+        """The variant's name, or its stream model's."""
+        return self.folder.parent.name
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="a variant")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a variant, or its stream model")
     parser.add_argument("--json", action="store_true", help="JSON alone, for machines")
 
 
@@ -101,7 +107,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     with Progress(*columns, console=console, transient=True, disable=options.json) as bar:
         for target in targets:
             for name, card in target.cards.engines.items():
-                task = bar.add_task(f"{target.spec.name}: {name}", total=None)
+                task = bar.add_task(f"{target.model}: {name}", total=None)
 
                 def show(done: int, every: int, task: Any = task) -> None:
                     bar.update(task, completed=done, total=every)
@@ -121,11 +127,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def find(variants: Path, folder: Path, name: str) -> Target:
     """Raises SpecError, WeightsError, EngineMissing or EngineMismatch."""
-    spec = load_spec(variants / f"{name}.toml")
+    spec = load_spec(variants / f"{variant_of(name)}.toml")
+    check_model(spec, name)
     newest = max(repository.built_versions(folder / name), default=None)
     if newest is None:
         raise EngineMissing(
-            f"{folder / name}: nothing was built. Type: python build_engines.py --variant {name}"
+            f"{folder / name}: nothing was built. "
+            f"Type: python build_engines.py --variant {spec.name}"
         )
     version = folder / name / str(newest)
     return Target(spec, weights.load_weights(spec), version, Cards.read(version))
@@ -152,7 +160,7 @@ def stale(target: Target, card: EngineCard) -> str | None:
 
 def verify(target: Target, name: str, card: EngineCard, progress: Progressed) -> Verdict:
     """One engine, over all cases; an engine's error becomes its verdict."""
-    verdict = Verdict(target.spec.name, int(target.folder.name), name, "failed")
+    verdict = Verdict(target.model, int(target.folder.name), name, "failed")
     verdict.precision = card.precision
     verdict.tolerance = parity.TOLERANCE.get(card.precision)
     try:

@@ -10,7 +10,7 @@ from drawn import specs
 from hypothesis import given
 
 from looprnn.errors import SpecError
-from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, WeightSource
+from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, Stream, WeightSource
 from looprnn.variants import dump_spec, load_spec
 
 GOOD = {"name": "good", "input_size": 3, "weights": WeightSource(seed=1)}
@@ -43,6 +43,10 @@ def test_a_bad_layer_is_refused_with_the_value(change, words):
 
 def stack(*layers, **options):
     return RNNSpec(**{**GOOD, "layers": tuple(Layer(**x) for x in layers), **options})
+
+
+def streaming(*layers, **options):
+    return stack(*layers, lengths=True, streaming=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,31 @@ def stack(*layers, **options):
         (lambda: Activation("swish"), "activation must be one of tanh"),
         (lambda: Activation("affine"), "affine needs alpha and beta"),
         (lambda: Head(size=0), "head.size must be a whole number"),
+        (lambda: stack(LSTM, streaming=1, lengths=True), "streaming must be true or false"),
+        (
+            lambda: stack(LSTM, streaming=True),
+            "streaming runs chunks of different lengths together",
+        ),
+        (
+            lambda: streaming(LSTM, {**LSTM, "direction": "bidirectional"}),
+            "layer 1 is bidirectional: it reads a sequence from its last step",
+        ),
+        (lambda: streaming({**LSTM, "direction": "reverse"}), "layer 0 is reverse: it reads"),
+        (lambda: streaming(LSTM, padding="repeat"), "Set padding = 'zero' to stream"),
+        (
+            lambda: streaming(LSTM, profile=Profile(time=Range(2, 2, 9))),
+            "streaming needs profile.time to begin at 1, got [2, 2, 9]",
+        ),
+        (lambda: stack(LSTM, stream=Stream(capacity=2)), "set streaming = true as well"),
+        (
+            lambda: stack(LSTM, name="voice_stream"),
+            "names that end in _stream are the stream models'. Call it 'voice' and set streaming",
+        ),
+        (lambda: Stream(capacity=0), "stream.capacity must be a whole number of at least 1, got 0"),
+        (lambda: Stream(capacity=10**7), "stream.capacity must be at most 1,000,000, got 10000000"),
+        (lambda: Stream(idle_s=0), "stream.idle_s must be seconds from 0.001 to 1e+09, got 0"),
+        (lambda: Stream(idle_s=float("nan")), "stream.idle_s must be seconds from 0.001"),
+        (lambda: Stream(idle_s="60"), "stream.idle_s must be seconds from 0.001"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_value(build, words):
@@ -143,6 +172,7 @@ time = [1, 4, 8]
             "[[layers]]\nbais = true\n[weights]",
             "unknown key 'bais' in [layers]. Did you mean 'bias'",
         ),
+        ("[weights]", "[stream]\ncapcity = 3\n[weights]", "in [stream]. Did you mean 'capacity'"),
         ("hidden_size = 4", "hidden_size = 0", "got 0"),
         ("hidden_size = 4", "hidden_size = ", "line 4"),
         ('cell = "lstm"', "", "missing cell"),
@@ -188,6 +218,18 @@ def test_the_card_and_the_toml_give_the_spec_back(spec):
         path = Path(folder) / "drawn.toml"
         path.write_text(dump_spec(spec))
         assert load_spec(path) == spec
+
+
+def test_a_streaming_variants_toml_gives_the_spec_back(tmp_path):
+    for stream in (Stream(), Stream(capacity=7, idle_s=0.5), Stream(idle_s=90)):
+        spec = streaming(LSTM, LSTM, name="v", stream=stream, head=Head(size=2, on="last"))
+        (tmp_path / "v.toml").write_text(dump_spec(spec))
+        assert load_spec(tmp_path / "v.toml") == spec
+
+
+def test_how_a_variant_is_served_does_not_change_the_digest():
+    kept = streaming(LSTM, stream=Stream(capacity=7))
+    assert kept.digest() == stack(LSTM, lengths=True).digest()
 
 
 def test_unequal_layers_lay_their_states_side_by_side():
