@@ -1,4 +1,4 @@
-"""The only door to CUDA: check(), the GPU, Stream, device and pinned buffers."""
+"""The only door to CUDA: check(), the GPU, Stream, buffers, kernels and graphs."""
 
 import ctypes
 import math
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 from numpy.typing import DTypeLike, NDArray
 
@@ -25,10 +26,11 @@ def check(result: tuple[Any, ...], *, log: Callable[[], str] = str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU's name and compute capability, such as "8.6"."""
+    """A GPU's name, compute capability, such as "8.6", and multiprocessors."""
 
     name: str
     capability: str
+    multiprocessors: int = 0
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.capability})"
@@ -41,6 +43,7 @@ def gpu(device: int = 0) -> Gpu:
     return Gpu(
         name.decode() if isinstance(name, bytes) else str(name),
         f"{properties.major}.{properties.minor}",
+        properties.multiProcessorCount,
     )
 
 
@@ -102,10 +105,147 @@ class PinnedBuffer:
         return np.ctypeslib.as_array(memory).view(kind).reshape(shape)
 
 
-def copy_in(device: DeviceBuffer, host: PinnedBuffer, size: int, stream: Stream) -> None:
-    """Queue a copy of `size` bytes from host to GPU."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How a kernel is launched: grid in blocks, block in threads, shared in bytes.
+
+    cluster blocks go together; all blocks of a cooperative grid are resident at once.
+    """
+
+    grid: tuple[int, int, int]
+    block: int
+    shared: int = 0
+    cluster: int = 1
+    cooperative: bool = False
+
+    def config(self, stream: Stream | None) -> Any:
+        """The driver's own form of it."""
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = self.grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.block, 1, 1
+        config.sharedMemBytes = self.shared
+        if stream is not None:
+            config.hStream = driver.CUstream(stream.handle)
+        attributes = []
+        if self.cluster > 1:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            value = driver.CUlaunchAttributeValue()
+            value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = self.cluster, 1, 1
+            attribute.value = value
+            attributes.append(attribute)
+        if self.cooperative:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            value = driver.CUlaunchAttributeValue()
+            value.cooperative = 1
+            attribute.value = value
+            attributes.append(attribute)
+        config.attrs, config.numAttrs = attributes, len(attributes)
+        return config
+
+
+class Kernel:
+    """One function of a module."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def allow(self, shape: Shape) -> None:
+        """Permit what a launch of this shape needs beyond the usual."""
+        attributes = driver.CUfunction_attribute
+        if shape.shared > 48 * 1024:
+            most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(driver.cuFuncSetAttribute(self.function, most, shape.shared))
+        if shape.cluster > 8:
+            large = attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            check(driver.cuFuncSetAttribute(self.function, large, 1))
+
+    def resident(self, shape: Shape, multiprocessors: int) -> int:
+        """How many blocks of this shape the GPU holds at once."""
+        if shape.cluster > 1:
+            config = shape.config(None)
+            clusters = check(driver.cuOccupancyMaxActiveClusters(self.function, config))
+            return int(clusters) * shape.cluster
+        each = check(
+            driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                self.function, shape.block, shape.shared
+            )
+        )
+        return int(each) * multiprocessors
+
+    def launch(self, shape: Shape, arguments: list[int], stream: Stream) -> None:
+        """Queue it; `arguments` are the addresses of its arguments, read before this returns."""
+        params = (ctypes.c_void_p * len(arguments))(*arguments)
+        check(
+            driver.cuLaunchKernelEx(
+                shape.config(stream), self.function, ctypes.addressof(params), 0
+            )
+        )
+
+
+class Module:
+    """The kernels of one cubin, on the GPU in use."""
+
+    def __init__(self, cubin: bytes) -> None:
+        self.cubin = cubin
+
+    def __enter__(self) -> Self:
+        check(cudart.cudaFree(0))  # the driver's calls need the context that this makes
+        self.handle = check(driver.cuModuleLoadData(self.cubin))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        check(driver.cuModuleUnload(self.handle))
+
+    def kernel(self, name: str) -> Kernel:
+        """Raises CudaError if there is none of that name. It is loaded here, not at its launch."""
+        function = check(driver.cuModuleGetFunction(self.handle, name.encode()), log=lambda: name)
+        check(driver.cuFuncLoad(function))
+        return Kernel(function)
+
+
+class Graph:
+    """What `record` queues on the stream, kept to be queued again at once."""
+
+    def __init__(self, stream: Stream, record: Callable[[], None]) -> None:
+        self.stream, self.record = stream, record
+
+    def __enter__(self) -> Self:
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cudart.cudaStreamBeginCapture(self.stream.handle, mode))
+        try:
+            self.record()
+        except BaseException:
+            _, graph = cudart.cudaStreamEndCapture(self.stream.handle)
+            if graph is not None:
+                cudart.cudaGraphDestroy(graph)
+            raise
+        graph = check(cudart.cudaStreamEndCapture(self.stream.handle))
+        try:
+            self.handle = check(cudart.cudaGraphInstantiate(graph, 0))
+        finally:
+            check(cudart.cudaGraphDestroy(graph))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        check(cudart.cudaGraphExecDestroy(self.handle))
+
+    def launch(self) -> None:
+        check(cudart.cudaGraphLaunch(self.handle, self.stream.handle))
+
+
+def fill(device: DeviceBuffer, byte: int, size: int, stream: Stream) -> None:
+    """Queue that the first `size` bytes become this byte."""
+    check(cudart.cudaMemsetAsync(device.address, byte, size, stream.handle))
+
+
+def copy_in(
+    device: DeviceBuffer, host: PinnedBuffer, size: int, stream: Stream, at: int = 0
+) -> None:
+    """Queue a copy of `size` bytes from host to GPU, to `at` bytes after the buffer's begin."""
     kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-    check(cudart.cudaMemcpyAsync(device.address, host.address, size, kind, stream.handle))
+    check(cudart.cudaMemcpyAsync(device.address + at, host.address, size, kind, stream.handle))
 
 
 def copy_out(host: PinnedBuffer, device: DeviceBuffer, size: int, stream: Stream) -> None:
