@@ -1,0 +1,50 @@
+// What only this processor can say: conversions of the half types, the matrix instruction, a sum over a warp.
+// Everything else is plain C++, so that a test can run it on a CPU with a file of its own in this one's place.
+
+#if WEIGHT == 0  // float
+typedef float Weight;
+__device__ __forceinline__ float widened(Weight w) { return w; }
+__device__ __forceinline__ Weight narrowed(float x) { return x; }
+#elif WEIGHT == 1  // half
+typedef unsigned short Weight;
+__device__ __forceinline__ float widened(Weight w) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(w));
+    return x;
+}
+__device__ __forceinline__ Weight narrowed(float x) {
+    Weight w;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(w) : "f"(x));
+    return w;
+}
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#else  // bfloat16
+typedef unsigned short Weight;
+__device__ __forceinline__ float widened(Weight w) { return __uint_as_float((unsigned)w << 16); }
+__device__ __forceinline__ Weight narrowed(float x) {
+    Weight w;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(w) : "f"(x));
+    return w;
+}
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#endif
+
+#if WEIGHT != 0
+// sum [16, 8] += a [16, 16] · b [16, 8], spread over a warp as PTX's m16n8k16 says.
+__device__ __forceinline__ void multiply_add(float sum[4], const unsigned a[4], const unsigned b[2]) {
+    asm(MMA " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+// The sum over a warp's 32 threads, in all of them, always in one order.
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int away = 16; away; away /= 2) x += __shfl_xor_sync(0xffffffffu, x, away);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int away = 16; away; away /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, away));
+    return x;
+}

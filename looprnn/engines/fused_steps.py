@@ -1,0 +1,142 @@
+"""A layer as launches over every step: one matmul with R and one kernel for the gates, in order.
+
+This way serves every layer of any size; what the persistent kernels cover goes another.
+"""
+
+from typing import Final
+
+from looprnn.engines.fused_pack import padded
+from looprnn.engines.fused_program import At, Launch, Loop, Program, Value
+from looprnn.engines.fused_source import matmul_unit, step_unit
+from looprnn.spec import Layer
+
+FLOAT: Final = 4  # bytes
+WIDTH: Final = {"fp32": 4, "fp16": 2, "fp16_state": 2, "bf16": 2}  # of a weight, in bytes
+MULTIPROCESSORS: Final = 132  # fewer tiles than this leave some idle: smaller ones then
+
+
+def matmul(
+    precision: str,
+    *,
+    a: At,
+    a_row: int,
+    w: At,
+    w_row: int,
+    c: At,
+    c_row: int,
+    sizes: tuple[int, int, int, int],
+    a_z: int = 0,
+    w_z: int = 0,
+    c_z: int = 0,
+    bias: At | None = None,
+) -> Launch:
+    """c = a · wᵀ + bias; sizes are M, N, K and Z. Rows are so many elements apart."""
+    M, N, K, Z = sizes
+    if M <= 16:
+        rows = 1 if M == 1 else 8
+        kernel, grid = f"narrow{rows}", (-(-N // 4), -(-M // rows), Z)
+    else:
+        side = 64 if -(-M // 64) * -(-N // 64) * Z >= MULTIPROCESSORS else 32
+        kernel, grid = f"tile{side}", (-(-M // side), -(-N // side), Z)
+    fields = {"a": a, "w": w, "bias": bias, "c": c, "a_row": a_row, "a_z": a_z, "w_row": w_row,
+              "w_z": w_z, "c_row": c_row, "c_z": c_z, "M": M, "N": N, "K": K}  # fmt: skip
+    unit = matmul_unit(precision).name
+    return Launch(unit=unit, kernel=kernel, struct="Matmul", grid=grid, block=128, fields=fields)
+
+
+def project(
+    program: Program, layer: Layer, k: int, precision: str, x: At, inputs: int, rows: int
+) -> At:
+    """x [rows, I] → x·W + b, [rows, D, H, G]: one matmul for all steps and both directions."""
+    directions, width = len(layer.directions), len(layer.gates) * layer.hidden_size
+    xw = program.take("xw", rows * directions * width * FLOAT)
+    product = matmul(
+        precision, a=x, a_row=inputs, w=At(f"l{k}.w"), w_row=padded(inputs),
+        w_z=width * padded(inputs), bias=None if layer.layer_norm else At(f"l{k}.bias"), c=xw,
+        c_row=directions * width, c_z=width, sizes=(rows, width, inputs, directions),
+    )  # fmt: skip
+    program.operations.append(product)
+    if layer.layer_norm:
+        fields: dict[str, Value] = {
+            "x": xw,
+            "scale": At(f"l{k}.ln_w"),
+            "bias": At(f"l{k}.bias"),
+            "N": width,
+        }
+        program.operations.append(
+            Launch(unit=step_unit(layer).name, kernel="norm_rows", struct="Norm", fields=fields,
+                   grid=(rows, directions, 1), block=256)
+        )  # fmt: skip
+    return xw
+
+
+def loop(
+    program: Program,
+    layer: Layer,
+    k: int,
+    precision: str,
+    *,
+    xw: At,
+    states: dict[str, tuple[At, int]],
+    y: At,
+    batch: int,
+    time: int,
+    lengths: At | None,
+    repeats: bool,
+) -> None:
+    """All steps of layer k; y [B, T, D·P]; states hold h (and c) at this layer's first unit, and
+    the elements from one row to the next.
+    """
+    D, H, P = len(layer.directions), layer.hidden_size, layer.state_size("h")
+    gates, before = len(layer.gates), layer.cell == "gru" and layer.reset == "before"
+    h, h_row = states["h"]
+    unit = step_unit(layer).name
+    hr = program.take("hr", D * batch * gates * H * FLOAT)
+    fields: dict[str, Value] = {
+        "xw": xw, "hr": hr, "h": h, "y": y, "lengths": lengths, "xw_row": D * gates * H,
+        "h_row": h_row, "y_row": D * P, "T": time, "B": batch, "H": H, "P": P,
+        "backward": {"forward": 0, "reverse": 1, "bidirectional": 2}[layer.direction],
+        "repeats": int(repeats),
+    }  # fmt: skip
+    if "c" in states:
+        fields["c"], fields["c_row"] = states["c"]
+    if layer.cell == "gru" and not before:
+        fields["bias_n"] = At(f"l{k}.bias_n")
+    if layer.peepholes:
+        fields["peepholes"] = At(f"l{k}.p")
+    if layer.layer_norm:
+        fields |= {"norm_hr": At(f"l{k}.ln_r"), "norm_c": At(f"l{k}.ln_c")}
+        fields["shift_c"] = At(f"l{k}.ln_c_bias")
+    full, projected = At("full"), At("projected")
+    if before or layer.layer_norm or layer.proj_size:
+        fields["full"] = full = program.take("full", D * batch * H * FLOAT)
+    if before:
+        fields["z"] = program.take("z", D * batch * H * FLOAT)
+    if layer.proj_size:
+        fields["projected"] = projected = program.take("projected", D * batch * P * FLOAT)
+
+    def launch(kernel: str, units: int) -> Launch:
+        whole = layer.layer_norm and kernel == "step"
+        grid = (batch, 1 if whole else -(-units // 128), D)
+        return Launch(unit=unit, kernel=kernel, struct="Step", fields=fields, grid=grid,
+                      block=256 if whole else 128)  # fmt: skip
+
+    def product(
+        name: str, a: At, strides: tuple[int, int], columns: int, K: int, at: int = 0
+    ) -> Launch:
+        row, rows_of = padded(K), {"r": gates * H, "v": P}[name]
+        return matmul(
+            precision, a=a, a_row=strides[0], a_z=strides[1], w_row=row, w_z=rows_of * row,
+            w=At(f"l{k}.{name}", at * row * WIDTH[precision]), c_row=columns, c_z=batch * columns,
+            c=projected if name == "v" else hr, sizes=(batch, columns, K, D),
+        )  # fmt: skip
+
+    of_h, of_full = (h_row, P), (H, batch * H)
+    if before:
+        body = [product("r", h, of_h, 2 * H, P), launch("reset", H)]
+        body += [product("r", full, of_full, H, H, at=2 * H), launch("step", H)]
+    else:
+        body = [product("r", h, of_h, gates * H, P), launch("step", H)]
+    if layer.proj_size:
+        body += [product("v", full, of_full, P, H), launch("finish", P)]
+    program.operations.append(Loop(tuple(body), time))

@@ -1,0 +1,101 @@
+"""The step kernels of the fused engine, their own text, compiled by g++ and run on a CPU."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+
+from looprnn.engines import fused_plan, fused_source
+from looprnn.engines.fused_pack import pack_weights
+from looprnn.engines.fused_program import At, Launch, Loop, Zero
+
+HERE = Path(__file__).parent
+KERNEL = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(const (\w+) o\)'
+)
+RUNNER = r"""extern "C" void \1(const \2 o);
+extern "C" void run_\1(const \2* o, const unsigned* grid, unsigned block) {
+    run_grid([o] { \1(*o); }, grid, block);
+}
+\g<0>"""
+FOLDER = Path(mkdtemp())
+
+
+def missing() -> str | None:
+    return None if shutil.which("g++") else "g++ is not installed"
+
+
+@cache
+def compiled(unit: fused_source.Unit) -> ctypes.CDLL:
+    hardware = (fused_source.FOLDER / "hardware.cu").read_text()
+    text = unit.text.replace(hardware, (HERE / "cuda_on_cpu.h").read_text())
+    assert text != unit.text
+    text = KERNEL.sub(RUNNER, text)
+    source = FOLDER / f"{len(list(FOLDER.iterdir()))}.cpp"
+    source.write_text(text)
+    library = source.with_suffix(".so")
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-fno-strict-aliasing",
+        "-fno-gnu-unique",
+        "-w",
+        "-shared",
+        "-fPIC",
+        "-ffp-contract=off",
+    ]
+    flags += ["-Wl,-Bsymbolic"]  # libc has a step of its own, and units share names
+    subprocess.run(["g++", *flags, "-o", str(library), str(source)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def run(spec, weights, inputs):
+    """Every input of the spec → every output, as a session on a GPU would; all memory that nothing
+    wrote is NaN.
+    """
+    batch, time = inputs["input"].shape[:2]
+    ways = fused_plan.only_steps(spec, "a CPU")
+    program = fused_plan.program(spec, ways, batch, time)
+    units = fused_plan.units(spec, ways)
+    buffers = pack_weights(spec, weights)
+    shapes = spec.shapes(batch, time)
+    for name in spec.output_names:
+        buffers[name] = np.full(shapes[name], np.nan, np.float32)
+    for name in spec.input_names:
+        buffers[name.replace("_0", "_n")] = np.array(inputs[name], order="C")
+    for name, size in program.scratch.items():
+        buffers[name] = np.full(size, 0xFF, np.uint8)
+    buffers["failed"] = np.full(1, -1, np.int32)
+    addresses = {name: array.ctypes.data for name, array in buffers.items()}
+
+    def launch(op: Launch, step: int) -> None:
+        argument = op.argument(addresses)
+        if op.struct == "Step":
+            argument.s = step
+        call = getattr(compiled(units[op.unit]), f"run_{op.kernel}")
+        call(ctypes.byref(argument), (ctypes.c_uint * 3)(*op.grid), ctypes.c_uint(op.block))
+
+    for op in program.operations:
+        if isinstance(op, Zero):
+            buffers[op.buffer].view(np.uint8)[: op.size] = 0
+        elif isinstance(op, Loop):
+            for step in range(op.steps):
+                for part in op.body:
+                    launch(part, step)
+        else:
+            launch(op, 0)
+    check_bounds(program, buffers)
+    return {name: buffers[name] for name in spec.output_names}, int(buffers["failed"][0])
+
+
+def check_bounds(program, buffers) -> None:
+    """Every place a launch names begins inside its buffer."""
+    for op in program.launches:
+        for value in op.fields.values():
+            if isinstance(value, At):
+                assert value.offset < max(1, buffers[value.buffer].nbytes), (op.kernel, value)
