@@ -42,5 +42,5 @@ clean:
 
 .venv/ready: pyproject.toml client/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e client -e '.[onnxruntime,embedded,rtx,keras,test]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e client -e '.[onnxruntime,embedded,rtx,fused,keras,test]'
 	@touch $@

@@ -26,6 +26,7 @@ DECIDING = (
     "cells.py",
     "network*.py",
     "engines/*.py",
+    "engines/fused/*.cu*",
 )
 
 
@@ -39,8 +40,9 @@ class EngineCard:
                          need not be rebuilt
     libraries            name → version of what built it
     looprnn              looprnn's version and the digest of what decides the engine: maker()
-    precision            what it computes in: the spec's for TensorRT, always fp32 on the CPU
-    made_of              what the recurrences became: "Loop", or ONNX operators ("LSTM + Scan")
+    precision            what it computes in: the spec's on a GPU, always fp32 on the CPU
+    made_of              what the recurrences became: "Loop", ONNX operators ("LSTM + Scan"), or the
+                         fused engine's "persistent + steps"
     gpu, capabilities    the GPU it was built on and the compute capabilities it is for; a CPU's
                          are None and []
     built                date, UTC
@@ -83,7 +85,8 @@ class EngineCard:
         """What it was built for, in words."""
         if not self.capabilities:
             return "any CPU"
-        return f"{self.gpu or 'RTX GPUs'} (compute capability {', '.join(self.capabilities)})"
+        kind = "RTX GPUs" if self.engine == "tensorrt_rtx" else "GPUs"
+        return f"{self.gpu or kind} (compute capability {', '.join(self.capabilities)})"
 
     @property
     def worst(self) -> float | None:

@@ -252,11 +252,12 @@ def _dims(one: tuple[int, ...], two: tuple[int, ...]) -> list[int | str]:
 def _cards(cards: Cards, folder: Path) -> list[Found]:
     found = []
     for name, card in cards.engines.items():
-        state: Found = {"bytes": None, "problem": None, "runs_here": False}
+        state: Found = {"bytes": None, "problem": None, "runs_here": False, "plan": []}
         try:
             state["bytes"] = card.check_file(folder).stat().st_size
             state["problem"] = engines.cannot_run(name, card)
             state["runs_here"] = state["problem"] is None
+            state["plan"] = engines.get(name).plan(folder / card.file)
         except EngineError as error:
             state["problem"] = str(error)
         found.append(

@@ -105,6 +105,25 @@ def _show_engines(cards: list[Found], console: Console) -> None:
         why = f"; not run here: {c['problem']}" if c["problem"] else ""
         words = f"{c['engine']}: for {c['target']}, built {c['built']} by {libraries}{why}"
         console.print(escape(words), soft_wrap=True, highlight=False)
+        if c["plan"]:
+            _show_plan(c["engine"], c["plan"], console)
+
+
+def _show_plan(engine: str, plan: list[Found], console: Console) -> None:
+    """How each layer runs, for each number of rows."""
+    table = _table("layer", "B", "way", "blocks", "on chip", "µs a step", "floor")
+    for row in plan:
+        first, last = row["batch"]
+        cells = [str(row["layer"]), f"{first}-{last}", row["way"], *[""] * 4]
+        if "blocks" in row:
+            cells[3] = f"{row['blocks']} in clusters of {row['cluster']}"
+            cells[4] = _bytes(row["chip_bytes"])
+            cells[5:] = [f"{row['us_per_step']:.2f}", f"{row['floor_us_per_step']:.2f}"]
+        table.add_row(*cells)
+    console.print(f"{engine}: the plan, with the µs of a step that it expects")
+    console.print(table)
+    for why in dict.fromkeys(row["why"] for row in plan):
+        console.print(escape(why), soft_wrap=True, highlight=False)
 
 
 def _named(shapes: dict[str, list[int | str]]) -> str:

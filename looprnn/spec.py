@@ -86,7 +86,7 @@ class RNNSpec:
     vocabulary   with one, input is integer ids [B, T] below it, embedded to input_size
     lengths      the model takes `lengths` [B]: the valid steps of each row, right-padded
     padding      what stands past a row's length: "zero", or "repeat" the last output (Keras)
-    precision    of TensorRT engines: fp32; fp16 or bf16 products with fp32 gates and states;
+    precision    of engines for GPUs: fp32; fp16 or bf16 products with fp32 gates and states;
                  fp16_state: all in fp16 but c
     refit        TensorRT engines take new weights without a rebuild
     streaming    a second model, NAME_stream, keeps the states of streams as `stream` says

@@ -61,6 +61,10 @@ def cannot_run_here(name: str) -> str | None:
         return reason
     from looprnn.cuda import gpu
 
+    if name == "fused":
+        from looprnn.engines.fused import mismatch
+
+        return mismatch(gpu().name, gpu().capability)
     if name == "tensorrt_rtx" and gpu().capability not in RTX_CAPABILITIES:
         return f"TensorRT-RTX does not run on {gpu()}"
     return None

@@ -24,6 +24,7 @@ from looprnn.weights import load_weights
         "onnxruntime",
         pytest.param("tensorrt", marks=pytest.mark.gpu),
         pytest.param("tensorrt_rtx", marks=pytest.mark.gpu),
+        pytest.param("fused", marks=pytest.mark.gpu),
     ]
 )
 def run(request, tmp_path):

@@ -5,6 +5,7 @@ answers.
 |--------------|----------------|-----------------------|-------------------------------------|
 | tensorrt     | model.plan     | a host with the GPU   | the GPU family it was built on      |
 | tensorrt_rtx | model.rtx.plan | any host, GPU or none | RTX GPUs, capability 8.x and 12.x   |
+| fused        | model.fused    | any host, GPU or none | capability 9.0; from 8.0, slower    |
 | onnxruntime  | model.onnx     | any host              | any CPU                             |
 """
 
@@ -30,6 +31,7 @@ Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 ENGINES: Final = {
     "tensorrt": ("looprnn.engines.tensorrt", "looprnn[gpu]"),
     "tensorrt_rtx": ("looprnn.engines.tensorrt", "looprnn[rtx]"),
+    "fused": ("looprnn.engines.fused", "looprnn[fused]"),
     "onnxruntime": ("looprnn.engines.onnxruntime", "looprnn[onnxruntime]"),
 }
 
@@ -84,6 +86,12 @@ class Engine(ABC):
 
         workspace is TensorRT's, in bytes. Raises EngineError.
         """
+
+    def plan(self, path: Path) -> list[dict[str, Any]]:
+        """How the engine at `path` will run, a row for each part: layer, batch, way, and what else
+        it can tell. Raises EngineError.
+        """
+        return []
 
     @abstractmethod
     def session(self, path: Path, spec: RNNSpec, device: int = 0) -> Session:

@@ -1,0 +1,233 @@
+"""A fused engine on the GPU: one stream, weights and buffers allocated once, and a CUDA graph of
+copy in, launches and copy out for each shape of request that was asked lately.
+"""
+
+import ctypes
+import dataclasses
+import logging
+from collections import OrderedDict
+from collections.abc import Collection
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from looprnn import cuda
+from looprnn.engines import Arrays, fused_file, fused_plan
+from looprnn.engines.fused_file import CAPABILITY, FusedFile
+from looprnn.engines.fused_persistent import ERRORS
+from looprnn.engines.fused_plan import Way
+from looprnn.engines.fused_program import STRUCTS, Launch, Loop, Program, Zero
+from looprnn.engines.fused_source import persistent_unit
+from looprnn.errors import EngineError
+from looprnn.spec import RNNSpec
+
+log = logging.getLogger("looprnn.fused")
+ELEMENT: Final = 4  # bytes: all tensors are float32 or int32
+# Graphs kept, and launches in all of them together: an hour of ever new shapes must not fill the
+# memory. A graph of 2000 steps has 4000 launches.
+GRAPHS: Final = 64
+LAUNCHES: Final = 100_000
+UPLOAD: Final = 4 << 20  # bytes
+UNKNOWN_ID: Final = 256  # what embed sets for an id outside the vocabulary
+
+
+class FusedSession:
+    """The engine at `path`, for one thread at a time."""
+
+    def __init__(self, path: Path, spec: RNNSpec, device: int = 0) -> None:
+        self.path, self.spec, self.device = path, spec, device
+
+    def __enter__(self) -> Self:
+        cuda.use(self.device)
+        file = fused_file.read(self.path)
+        with ExitStack() as opening:
+            self.stream = opening.enter_context(cuda.Stream())
+            self.gpu: dict[str, cuda.DeviceBuffer] = {}
+            self.host: dict[str, cuda.PinnedBuffer] = {}
+            self._load(file, opening)
+            self._allocate(opening)
+            self._upload(file.arrays, opening)
+            self.weights = frozenset(file.arrays)
+            self.addresses = {name: buffer.address for name, buffer in self.gpu.items()}
+            self._graphs: OrderedDict[Any, tuple[cuda.Graph, int, ExitStack]] = OrderedDict()
+            opening.callback(self._forget, 0, 0)
+            opening.callback(self.stream.synchronize)
+            self._open = opening.pop_all()  # only now is closing __exit__'s work
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def run(
+        self, inputs: Arrays, wanted: Collection[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        batch, time = inputs["input"].shape[:2]
+        limit = self.spec.profile
+        if not (1 <= batch <= limit.batch.max and 1 <= time <= limit.time.max):
+            raise EngineError(
+                f"{self.path}: B = {batch}, T = {time}; it takes B up to {limit.batch.max} and T "
+                f"up to {limit.time.max}"
+            )
+        names = tuple(self.spec.output_names if wanted is None else wanted)
+        for name in self.spec.input_names:
+            array = inputs[name]
+            np.copyto(self.host[name].view(array.shape, array.dtype), array)
+        self._graph(batch, time, names).launch()
+        self.stream.synchronize()
+        self._check_flag()
+        shapes = self.spec.shapes(batch, time)
+        return {name: self.host[name].view(shapes[name]).copy() for name in names}
+
+    def _load(self, file: FusedFile, opening: ExitStack) -> None:
+        """The modules, and the ways of the file that this GPU can go."""
+        gpu = cuda.gpu(self.device)
+        units, cubins, self.ways = file.units, file.cubins, list(file.ways)
+        if gpu.capability != CAPABILITY:
+            from looprnn.engines import fused_compile  # needs NVRTC
+
+            self.ways = fused_plan.only_steps(self.spec, f"this is {gpu}")
+            wanted = fused_plan.units(self.spec, self.ways)
+            units = {name: unit for name, unit in units.items() if name in wanted}
+            cubins = {n: fused_compile.cubin(u, gpu.capability) for n, u in units.items()}
+            log.info("%s: compiled from its source for %s", self.path, gpu)
+        self._modules = {n: opening.enter_context(cuda.Module(cubins[n])) for n in units}
+        self._kernels: dict[tuple[str, str], cuda.Kernel] = {}
+        for k, way in enumerate(self.ways):
+            if way.plan and not self._fits(way, gpu.multiprocessors):
+                why = f"{gpu} does not hold {way.plan.grid} blocks at once"
+                self.ways[k] = dataclasses.replace(way, plan=None, why=why)
+                log.warning("%s: layer %d step by step: %s", self.path, way.layer, why)
+
+    def _fits(self, way: Way, multiprocessors: int) -> bool:
+        """Whether blocks that wait for each other are resident together."""
+        assert way.plan is not None
+        program = fused_plan.program(self.spec, self.ways, way.last, 1)
+        launch = next(
+            op
+            for op in program.launches
+            if op.struct == "Persistent" and op.unit == persistent_unit(way.plan).name
+        )
+        kernel, shape = self._kernel(launch), shape_of(launch)
+        needed = shape.grid[0] if shape.cooperative else shape.cluster
+        return kernel.resident(shape, multiprocessors) >= needed
+
+    def _allocate(self, opening: ExitStack) -> None:
+        """Buffers as large as any request of the profile needs them."""
+        most, spec = self.spec.profile, self.spec
+        sizes = {"failed": ELEMENT}
+        for batch in sorted({most.batch.max, *(way.last for way in self.ways)}):
+            program = fused_plan.program(spec, self.ways, batch, most.time.max)
+            for name, size in program.scratch.items():
+                sizes[name] = max(size, sizes.get(name, 0))
+        for name, shape in spec.shapes(most.batch.max, most.time.max).items():
+            size = int(np.prod(shape)) * ELEMENT
+            self.host[name] = opening.enter_context(cuda.PinnedBuffer(size))
+            if name == device_name(name):
+                sizes[name] = size
+        self.host["failed"] = opening.enter_context(cuda.PinnedBuffer(ELEMENT))
+        for name, size in sizes.items():
+            self.gpu[name] = opening.enter_context(cuda.DeviceBuffer(size))
+            cuda.fill(self.gpu[name], 0, size, self.stream)
+
+    def _upload(self, arrays: Arrays, opening: ExitStack) -> None:
+        """The packed weights, through a pinned buffer of a few MiB."""
+        with cuda.PinnedBuffer(UPLOAD) as staging:
+            for name, array in arrays.items():
+                self.gpu[name] = opening.enter_context(cuda.DeviceBuffer(max(array.nbytes, 1)))
+                flat = array.reshape(-1).view(np.uint8)
+                for at in range(0, array.nbytes, UPLOAD):
+                    part = flat[at : at + UPLOAD]
+                    np.copyto(staging.view(part.shape, np.uint8), part)
+                    cuda.copy_in(self.gpu[name], staging, part.nbytes, self.stream, at)
+                    self.stream.synchronize()
+
+    def _kernel(self, launch: Launch) -> cuda.Kernel:
+        """Loaded before it is queued: loading may wait for the GPU, which a capture must not."""
+        key = launch.unit, launch.kernel
+        if key not in self._kernels:
+            self._kernels[key] = self._modules[launch.unit].kernel(launch.kernel)
+        self._kernels[key].allow(shape_of(launch))
+        return self._kernels[key]
+
+    def _graph(self, batch: int, time: int, wanted: tuple[str, ...]) -> cuda.Graph:
+        """Of this shape, from the last ones asked for or new."""
+        key = batch, time, frozenset(wanted)
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key][0]
+        program = fused_plan.program(self.spec, self.ways, batch, time)
+        for launch in program.launches:
+            self._kernel(launch)
+        size = program.length
+        self._forget(GRAPHS - 1, LAUNCHES - size)
+        kept = ExitStack()
+        graph = kept.enter_context(
+            cuda.Graph(self.stream, lambda: self._queue(program, batch, time, wanted))
+        )
+        self._graphs[key] = graph, size, kept
+        return graph
+
+    def _forget(self, graphs: int, launches: int) -> None:
+        """Free the graphs asked for longest ago, until so many are left."""
+        while self._graphs and (
+            len(self._graphs) > graphs or sum(n for _, n, _ in self._graphs.values()) > launches
+        ):
+            _, (_, _, kept) = self._graphs.popitem(last=False)
+            kept.close()
+
+    def _queue(self, program: Program, batch: int, time: int, wanted: tuple[str, ...]) -> None:
+        """Copies in, all launches, copies out."""
+        shapes = self.spec.shapes(batch, time)
+        size = {name: int(np.prod(shape)) * ELEMENT for name, shape in shapes.items()}
+        for name in self.spec.input_names:
+            cuda.copy_in(self.gpu[device_name(name)], self.host[name], size[name], self.stream)
+        for operation in program.operations:
+            if isinstance(operation, Zero):
+                cuda.fill(self.gpu[operation.buffer], 0, operation.size, self.stream)
+            elif isinstance(operation, Loop):
+                self._queue_loop(operation)
+            else:
+                self._queue_launch(operation, operation.argument(self.addresses))
+        for name in wanted:
+            cuda.copy_out(self.host[name], self.gpu[name], size[name], self.stream)
+        cuda.copy_out(self.host["failed"], self.gpu["failed"], ELEMENT, self.stream)
+
+    def _queue_loop(self, loop: Loop) -> None:
+        body = [(launch, launch.argument(self.addresses)) for launch in loop.body]
+        for step in range(loop.steps):
+            for launch, argument in body:
+                if launch.struct == "Step":
+                    argument.s = step
+                self._queue_launch(launch, argument)
+
+    def _queue_launch(self, launch: Launch, argument: ctypes.Structure) -> None:
+        at = ctypes.addressof(argument)
+        pointers = [at]
+        if launch.spread:
+            pointers = [
+                at + getattr(type(argument), name).offset for name in STRUCTS[launch.struct]
+            ]
+        self._kernels[launch.unit, launch.kernel].launch(shape_of(launch), pointers, self.stream)
+
+    def _check_flag(self) -> None:
+        if flag := int(self.host["failed"].view((1,), np.int32)[0]):
+            why = {**ERRORS, UNKNOWN_ID: "an id outside the vocabulary"}.get(flag, f"code {flag}")
+            raise EngineError(f"{self.path}: {why}")
+
+
+def device_name(name: str) -> str:
+    """The device's buffer of a tensor: initial states lie where the last ones will."""
+    return name.replace("_0", "_n") if name in ("h_0", "c_0") else name
+
+
+def shape_of(launch: Launch) -> cuda.Shape:
+    return cuda.Shape(
+        grid=launch.grid,
+        block=launch.block,
+        shared=launch.shared,
+        cluster=launch.cluster,
+        cooperative=launch.cooperative,
+    )
