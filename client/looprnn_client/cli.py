@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from looprnn_client.commands import bench, infer, models
+from looprnn_client.commands import bench, infer, models, stream
 from looprnn_client.errors import LoopRNNClientError
 
 COMMANDS = {
     "models": (models, "list the server's models"),
     "infer": (infer, "run a model over an array"),
+    "stream": (stream, "run a model over a sequence as it comes, chunk by chunk"),
     "bench": (bench, "put a model under load, and say how fast it answered"),
 }
 INTERRUPTED = 130  # as a shell has it: 128 and SIGINT

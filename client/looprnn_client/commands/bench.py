@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from looprnn_client import Client
-from looprnn_client.commands import files, live
+from looprnn_client.commands import files, live, whole
 from looprnn_client.commands.load import Level, Load, Report
 from looprnn_client.errors import BadInput
 from looprnn_client.signature import Signature
@@ -32,16 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, help=text, **more)
 
     parser.add_argument("--model", required=True)
-    add("concurrency", _whole, "requests in flight; several: one level each (1). With --rate, the "
+    add("concurrency", whole, "requests in flight; several: one level each (1). With --rate, the "
         "most in flight (64)", nargs="+", metavar="N")  # fmt: skip
     add("rate", _positive, "open loop: arrivals a second, Poisson; several: one level each",
         nargs="+", metavar="R")  # fmt: skip
     add("time", _range, "steps of a sequence: 32, or 8:64 for any of these (32)",
         default=(32, 32), metavar="T")  # fmt: skip
-    add("batch", _whole, "rows of a request (1)", default=1, metavar="B")
+    add("batch", whole, "rows of a request (1)", default=1, metavar="B")
     add("seconds", _positive, "measured of each level (10)", default=10.0, metavar="S")
     add("warmup", _seconds, "before that, not counted (1)", default=1.0, metavar="S")
-    add("seed", _whole, "of the inputs and arrivals (1)", default=1, metavar="N")
+    add("seed", whole, "of the inputs and arrivals (1)", default=1, metavar="N")
     add("output", Path, "write NAME.json, and NAME-latency and NAME-throughput as .svg and .png",
         metavar="NAME")  # fmt: skip
 
@@ -172,13 +172,6 @@ def remarks(reports: Sequence[Report]) -> Iterator[str]:
             yield f"{r.level}: {count} times {words}"
 
 
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: wanted a whole number of at least 1")
-    return value
-
-
 def _seconds(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
@@ -195,7 +188,7 @@ def _positive(text: str) -> float:
 
 def _range(text: str) -> tuple[int, int]:
     first, _, last = text.partition(":")
-    low, high = _whole(first), _whole(last or first)
+    low, high = whole(first), whole(last or first)
     if low > high:
         raise argparse.ArgumentTypeError(f"{text}: wanted the smaller first, {high}:{low}")
     return low, high
