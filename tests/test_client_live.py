@@ -200,7 +200,7 @@ def test_servers_own_refusal_keeps_its_words(url):
     with Client(url, "lstm", timeout_s=10) as client:
         x, _, _ = draw(client, batch=1, time=2)
         client.infer(x)
-        blind = client._transport
+        blind = client._core.transport
         x[0, 1, 2] = np.nan
 
         class Blind:

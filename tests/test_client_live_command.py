@@ -83,7 +83,10 @@ def test_readme_streams_as_written(tmp_path, capsys, monkeypatch, protocol):
 
 def test_readme_runs_as_written(url):
     names = run_blocks(url, lambda block: "lstm_stream" not in block)
+    with Client(url, "lstm", timeout_s=10) as client:
+        names["zeros"] = client.infer(np.zeros((1, 64, 7), np.float32))
     assert names["first"].c_n is not None
     assert names["second"].h_n is None
+    np.testing.assert_allclose(names["shared"].output[:1], names["zeros"].output, atol=1e-6)
     assert names["last"].shape == names["later"].h_n.shape == names["both"][1].h_n.shape
     assert names["classes"].head.shape == (2, 3, 4)

@@ -14,7 +14,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 
 from looprnn_client.address import TLS, Line
-from looprnn_client.transport import Answer, Call, Code, Failure, Place
+from looprnn_client.transport import Answer, Call, Code, Failure, Place, elsewhere
 
 CODES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Code.TIMEOUT,
@@ -93,15 +93,15 @@ def begins(request: Any) -> bool:
 
 
 def decode(response: Any) -> Answer:
-    """The outputs that came over the wire, as views of the message. Raises Failure."""
+    """The outputs as views of the message; those in shared memory by shape. Raises Failure."""
     answer: Answer = {}
     try:
         contents = iter(response.raw_output_contents)
         for output in response.outputs:
-            raw = next(contents, b"")
-            if "shared_memory_region" not in output.parameters:
-                flat = np.frombuffer(raw, DTYPES[output.datatype])
-                answer[output.name] = flat.reshape(tuple(output.shape))
+            dtype, shape, raw = DTYPES[output.datatype], tuple(output.shape), next(contents, b"")
+            answer[output.name] = (
+                np.frombuffer(raw, dtype).reshape(shape) if raw else elsewhere(shape, dtype)
+            )
     except (KeyError, ValueError) as error:
         raise Failure(Code.INTERNAL, f"the answer is not what it says it is: {error}") from error
     return answer

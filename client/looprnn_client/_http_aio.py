@@ -23,11 +23,15 @@ from urllib.parse import quote
 
 import aiohttp
 import tritonclient.http as triton  # type: ignore[import-untyped,unused-ignore]
-from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped,unused-ignore]
+from numpy.typing import NDArray
+from tritonclient.utils import (  # type: ignore[import-untyped,unused-ignore]
+    np_to_triton_dtype,
+    triton_to_np_dtype,
+)
 from yarl import URL
 
 from looprnn_client.address import TLS, Line
-from looprnn_client.transport import Answer, Call, Code, Failure
+from looprnn_client.transport import Answer, Call, Code, Failure, elsewhere
 
 T = TypeVar("T")
 
@@ -114,11 +118,7 @@ class AsyncHttpTransport:
         answer = triton.InferenceServerClient.parse_response_body(
             body, header_length=length, content_encoding=headers.get("Content-Encoding")
         )
-        return {
-            output["name"]: answer.as_numpy(output["name"])
-            for output in answer.get_response().get("outputs", [])
-            if "shared_memory_region" not in output.get("parameters", {})
-        }
+        return {row["name"]: array(answer, row) for row in answer.get_response().get("outputs", [])}
 
     async def _json(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
         sent = b"" if body is None else json.dumps(body).encode()
@@ -210,6 +210,13 @@ def encode(call: Call, compression: str | None) -> Post:
         body = COMPRESS[compression](body)
         headers |= {"Content-Encoding": compression, "Accept-Encoding": compression}
     return Post(path=f"v2/models/{quote(call.model, safe='')}/infer", body=body, headers=headers)
+
+
+def array(answer: Any, row: Mapping[str, Any]) -> NDArray[Any]:
+    """One output of tritonclient's answer; one in shared memory by its shape alone."""
+    if "data" in row or "binary_data_size" in row.get("parameters", {}):
+        return cast(NDArray[Any], answer.as_numpy(row["name"]))
+    return elsewhere(tuple(row["shape"]), triton_to_np_dtype(row["datatype"]))
 
 
 def context(tls: TLS | None) -> ssl.SSLContext:

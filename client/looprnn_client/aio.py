@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from looprnn_client.address import TLS, Headers, line
 from looprnn_client.client import IN_FLIGHT, RETRIES, Item, check_name
-from looprnn_client.core import Core, seconds
+from looprnn_client.core import Core
 from looprnn_client.drive import Awaiting, arun
 from looprnn_client.errors import LoopRNNClientError
 from looprnn_client.many import check_in_flight, infer_many_async
+from looprnn_client.memory import region_maker
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState
 from looprnn_client.stream import AsyncStream
 from looprnn_client.stream_core import StreamCore
+from looprnn_client.timing import seconds
 from looprnn_client.transport import Array, AsyncTransport, connect_async
 
 
@@ -38,14 +40,22 @@ class AsyncClient:
         headers: Headers | None = None,
         compression: str | None = None,
         tls: TLS | None = None,
+        memory: str = "wire",
         transport: AsyncTransport | None = None,
     ) -> None:
         check_name(model)
         seconds(timeout_s)
         if transport is None:
             transport = connect_async(line(url, headers=headers, compression=compression, tls=tls))
-        self._transport = transport
-        self._core = Core(url, model, transport, Awaiting(), timeout_s=timeout_s, retries=retries)
+        self._core = Core(
+            url,
+            model,
+            transport,
+            Awaiting(),
+            timeout_s=timeout_s,
+            retries=retries,
+            make_region=region_maker(memory),
+        )
 
     @property
     def signature(self) -> Awaitable[Signature]:
@@ -138,9 +148,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """As `Client.close`."""
-        if not self._core.closed:
-            self._core.closed = True
-            await self._transport.close()
+        await arun(self._core.close())
 
     async def __aenter__(self) -> AsyncClient:
         self._core.refuse_if_closed()

@@ -11,15 +11,17 @@ from typing import Any, Literal, overload
 from numpy.typing import NDArray
 
 from looprnn_client.address import TLS, Headers, line
-from looprnn_client.core import Core, list_states, seconds
+from looprnn_client.core import Core, list_states
 from looprnn_client.drive import Blocking, run
 from looprnn_client.errors import BadInput, LoopRNNClientError
 from looprnn_client.many import check_in_flight, infer_many, submit
+from looprnn_client.memory import region_maker
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState
 from looprnn_client.stream import Stream
 from looprnn_client.stream_core import StreamCore
+from looprnn_client.timing import seconds
 from looprnn_client.transport import Array, ModelState, Transport, connect
 
 Item = Array | NDArray[Any] | Mapping[str, Any]
@@ -40,6 +42,9 @@ class Client:
     headers: sent with every call, a token say; or a function that gives them, asked each time.
     compression: "gzip" or "deflate" for what is sent; the server chooses for its answers.
     tls: certificates, where the host's usual ones do not do.
+    memory: how the arrays of whole sequences travel. "wire": in the messages. "system": in POSIX
+    memory shared with a server on this machine that allows it, for large arrays. "cuda", "cuda:1":
+    in memory of that GPU, with cuda-python and a server on it. Chunks of streams go by wire.
     transport: stands in for the network; `url` is then only a name in messages.
     Raises BadInput when an argument cannot be used. Nothing is connected before the first call.
     """
@@ -54,14 +59,22 @@ class Client:
         headers: Headers | None = None,
         compression: str | None = None,
         tls: TLS | None = None,
+        memory: str = "wire",
         transport: Transport | None = None,
     ) -> None:
         check_name(model)
         seconds(timeout_s)
         if transport is None:
             transport = connect(line(url, headers=headers, compression=compression, tls=tls))
-        self._transport = transport
-        self._core = Core(url, model, transport, Blocking(), timeout_s=timeout_s, retries=retries)
+        self._core = Core(
+            url,
+            model,
+            transport,
+            Blocking(),
+            timeout_s=timeout_s,
+            retries=retries,
+            make_region=region_maker(memory),
+        )
         self._pool: ThreadPoolExecutor | None = None
         self._opening = threading.Lock()
 
@@ -210,10 +223,8 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection; calls under way fail. A second close does nothing."""
+        run(self._core.close())
         with self._opening:
-            closed, self._core.closed = self._core.closed, True
-        if not closed:
-            self._transport.close()
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
 

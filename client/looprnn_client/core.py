@@ -5,21 +5,21 @@ B batch, T time, I input size, N and H a state's recurrences and their size (see
 
 from __future__ import annotations
 
-import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from looprnn_client.drive import Gate, Plan, Waits
+from looprnn_client.drive import Plan, Waits
 from looprnn_client.errors import BadInput, LoopRNNClientError, ServerError
 from looprnn_client.explain import explain
+from looprnn_client.memory import Arena, Loan, Region
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
+from looprnn_client.timing import count, enter, left, pauses, seconds
 from looprnn_client.transport import (
     Answer,
     Array,
@@ -38,7 +38,6 @@ Carry = Callable[[Callable[[], Any]], Answer]
 # function of its call, so a second run of it harms nobody; a time that is up, a refusal and an
 # engine that failed would only be met again.
 AGAIN = (Code.BROKEN, Code.UNAVAILABLE)
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +45,7 @@ class Ready:
     """A checked call, its request built: all that is left is to send it, any number of times."""
 
     request: Any
+    loan: Loan | None  # the shared memory that the request is about
     deadline: float
     timeout_s: float
     shapes: dict[str, tuple[int, ...]]  # of the outputs asked for
@@ -63,9 +63,11 @@ class Core:
         *,
         timeout_s: float,
         retries: int,
+        make_region: Callable[[int], Region] | None = None,
     ) -> None:
         self.url, self.model, self.transport, self.waits = url, model, transport, waits
-        self.timeout_s, self.retries = seconds(timeout_s), _count(retries)
+        self.timeout_s, self.retries = seconds(timeout_s), count(retries)
+        self.arena = make_region and Arena(url, transport, waits, make_region)
         self.closed = False
         self._signatures: dict[str, Signature] = {}
         self._reading = waits.gate()
@@ -98,9 +100,15 @@ class Core:
             names = signature.check_outputs(outputs)
             arrays = signature.check_inputs(x, h_0, c_0, lengths)
             batch, steps = arrays["input"].shape[:2]
-            request = self.transport.prepare(Call(model=self.model, inputs=arrays, outputs=names))
+            request, loan = Call(model=self.model, inputs=arrays, outputs=names), None
             shapes = {name: signature.shape(name, batch, steps) for name in names}
-            return Ready(request=request, deadline=deadline, timeout_s=limit, shapes=shapes)
+            if self.arena is None:
+                request = self.transport.prepare(request)
+            else:
+                loan = yield from self.arena.lend(request, shapes, partial(left, deadline))
+            return Ready(
+                request=request, loan=loan, deadline=deadline, timeout_s=limit, shapes=shapes
+            )
 
         return (yield from self.within(self.model, limit, call))
 
@@ -112,15 +120,43 @@ class Core:
         wire = self.transport
 
         def call(deadline: float) -> Plan[Result]:
-            def step() -> Any:
-                if carry is None:
-                    return wire.infer(ready.request, left(deadline))
-                return carry(lambda: cast(Transport, wire).start(ready.request, left(deadline)))
+            def ask(request: Any) -> Plan[Answer]:
+                def step() -> Any:
+                    if carry is None:
+                        return wire.infer(request, left(deadline))
+                    return carry(lambda: cast(Transport, wire).start(request, left(deadline)))
 
-            answer = yield from self.again(deadline, step)
-            return self.result(self.model, answer, ready.shapes)
+                return self.again(deadline, step)
+
+            def result(answer: Answer) -> Result:
+                return self.result(self.model, answer, ready.shapes)
+
+            if self.arena is None or ready.loan is None:
+                return result((yield from ask(ready.request)))
+            return (
+                yield from self.arena.collect(
+                    ready.loan, ask, ready.shapes, result, partial(left, deadline)
+                )
+            )
 
         return (yield from self.within(self.model, ready.timeout_s, call, ready.deadline))
+
+    def discard(self, ready: Ready) -> None:
+        """What was never sent gives its memory back."""
+        if self.arena is not None and ready.loan is not None:
+            self.arena.give(ready.loan)
+
+    def close(self) -> Plan[None]:
+        """Takes the shared memory back from the server, and ends the connection; a second close
+        does nothing."""
+        closed, self.closed = self.closed, True
+        if closed:
+            return
+        try:
+            if self.arena is not None:
+                yield from self.arena.close(self.timeout_s)
+        finally:
+            yield self.transport.close
 
     def read_signature(self) -> Plan[Signature]:
         """The client's own model."""
@@ -237,41 +273,3 @@ def states(transport: Transport | AsyncTransport, deadline: float) -> Plan[tuple
     except (AttributeError, TypeError) as error:
         raise Failure(Code.UNREACHABLE, "the list of models it answers is not Triton's") from error
     return tuple(sorted(found, key=lambda state: (state.name, state.version)))
-
-
-def enter(gate: Gate, deadline: float, words: str) -> Plan[None]:
-    """Into the gate; the caller leaves it. Raises Failure when the time is up first."""
-    if not (yield lambda: gate.enter(left(deadline))):
-        raise Failure(Code.TIMEOUT, words)
-
-
-def pauses(retries: int) -> Iterator[float | None]:
-    """Seconds to wait after each failed attempt, doubling; None after the last.
-
-    Each is drawn from half its length up, so that clients cut off together do not come back so.
-    """
-    for attempt in range(retries):
-        yield min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
-    yield None
-
-
-def left(deadline: float) -> float:
-    """Seconds until then. Raises Failure when there are none."""
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise Failure(Code.TIMEOUT, "the time was up before the call was sent")
-    return remaining
-
-
-def seconds(timeout_s: float) -> float:
-    """Raises BadInput for what is not a time."""
-    number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
-    if not number or not math.isfinite(timeout_s) or timeout_s <= 0:
-        raise BadInput(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
-    return float(timeout_s)
-
-
-def _count(retries: int) -> int:
-    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-        raise BadInput(f"retries must be a whole number of 0 or more, got {retries!r}")
-    return retries

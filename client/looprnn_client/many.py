@@ -109,6 +109,7 @@ class Threaded:
     """A call in a pool's thread; cancelling reaches it there, on the wire."""
 
     def __init__(self, core: Core, pool: ThreadPoolExecutor, ready: Ready) -> None:
+        self._core, self._ready = core, ready
         self._lock = threading.Lock()
         self._stopped = False
         self._flight: Flight | None = None
@@ -118,7 +119,8 @@ class Threaded:
         return self.future.result()
 
     def cancel(self) -> None:
-        self.future.cancel()
+        if self.future.cancel():
+            self._core.discard(self._ready)
         with self._lock:
             self._stopped = True
             if self._flight is not None:
@@ -136,14 +138,20 @@ class Tasked:
     """A call in a task of its own."""
 
     def __init__(self, core: Core, ready: Ready) -> None:
-        self._task = asyncio.create_task(arun(core.send(ready)))
+        self._core, self._ready, self._sent = core, ready, False
+        self._task = asyncio.create_task(self._send())
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())  # read
 
     def wait(self) -> asyncio.Task[Result]:
         return self._task
 
     def cancel(self) -> None:
-        self._task.cancel()
+        if self._task.cancel() and not self._sent:
+            self._core.discard(self._ready)
+
+    async def _send(self) -> Result:
+        self._sent = True
+        return await arun(self._core.send(self._ready))
 
 
 def submit(core: Core, pool: ThreadPoolExecutor, arguments: Mapping[str, Any]) -> Future[Result]:

@@ -21,6 +21,11 @@ Tensor = NDArray[np.float32] | NDArray[np.int32]  # what a call may send
 Answer = dict[str, NDArray[Any]]
 
 
+def elsewhere(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Stands for an array whose numbers are in shared memory: its shape and type, and NaN."""
+    return np.broadcast_to(np.array(np.nan if dtype == np.float32 else 0, dtype), shape)
+
+
 class Code(Enum):
     """What went wrong, in words that both protocols share."""
 
@@ -107,7 +112,7 @@ class Transport(Protocol):
     def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]: ...
 
     def infer(self, request: Any, timeout_s: float) -> Answer:
-        """Those of the outputs asked for that came back over the wire."""
+        """The outputs that came back; of those in shared memory, the shape and type alone."""
 
     def start(self, request: Any, timeout_s: float) -> Flight:
         """As infer, without waiting."""
