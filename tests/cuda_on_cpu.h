@@ -75,7 +75,20 @@ static void multiply_add(float sum[4], const unsigned a[4], const unsigned b[2])
     }
     wait_for_all(5);
 }
+static void load_matrices(unsigned out[4], const Weight* row) {
+    const unsigned self = current, first = self / 32 * 32, lane = self % 32;
+    memcpy(slots[self], row, 16);
+    wait_for_all(6);
+    for (int i = 0; i < 4; i++) out[i] = slots[first + i * 8 + lane / 4][lane % 4];
+    wait_for_all(7);
+}
 #endif
+static void copy_async(void* to, const void* from, bool valid) {
+    if (valid) memcpy(to, from, 16);
+    else memset(to, 0, 16);
+}
+static void copies_end() {}
+template <int N> static void copies_wait() {}
 
 template <class Kernel> static void run_grid(Kernel kernel, const unsigned* grid, unsigned threads) {
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {threads, 1, 1};

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from looprnn import parity
-from looprnn.engines import fused_source
+from looprnn.engines import fused_plan, fused_source, fused_steps
 from looprnn.weights import load_weights
 
 on_cpu = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -38,6 +38,19 @@ def test_any_spec_on_a_cpu(spec, batch, time, seed):
 @pytest.mark.parametrize("batch", [1, 7, 9, 17, 65])  # each kernel of matmul.cu, and its edges
 def test_matmuls_of_any_rows_on_a_cpu(batch, precision):
     made = case("rows", layer("lstm", 37, **BOTH), B=batch, T=3, I=41, precision=precision)
+    got, _ = run(made.spec, made.weights, made.inputs)
+    assert parity.agrees(worst(made, got), precision)
+
+
+@on_cpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(("side", "processors"), [(128, 1), (64, 10), (32, 1000)])
+def test_projections_in_tiles_of_each_size_on_a_cpu(side, processors, precision, monkeypatch):
+    monkeypatch.setattr(fused_steps, "MULTIPROCESSORS", processors)
+    made = case("tiles", layer("rnn", 65, **BOTH), B=2, T=65, I=70, precision=precision)
+    ways = fused_plan.only_steps(made.spec, "a test")
+    launches = fused_plan.program(made.spec, ways, made.B, made.T).launches
+    assert f"wide{side}" in [launch.kernel for launch in launches]
     got, _ = run(made.spec, made.weights, made.inputs)
     assert parity.agrees(worst(made, got), precision)
 

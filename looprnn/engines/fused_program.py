@@ -13,6 +13,7 @@ TYPES: Final = {
     "f": ("float*", ctypes.c_void_p),
     "i": ("int*", ctypes.c_void_p),
     "w": ("const Weight*", ctypes.c_void_p),
+    "W": ("Weight*", ctypes.c_void_p),
     "L": ("long long", ctypes.c_longlong),
     "U": ("unsigned long long", ctypes.c_ulonglong),
     "I": ("int", ctypes.c_int),
@@ -21,6 +22,9 @@ TYPES: Final = {
 STRUCTS: Final[dict[str, dict[str, str]]] = {
     "Matmul": {"a": "f", "w": "w", "bias": "f", "c": "f", "a_row": "L", "a_z": "L", "w_row": "L",
                "w_z": "L", "c_row": "L", "c_z": "L", "M": "I", "N": "I", "K": "I"},
+    "Round": {"x": "f", "y": "W", "I": "I", "K": "I"},
+    "Wide": {"a": "w", "w": "w", "bias": "f", "c": "f", "w_z": "L", "c_row": "L", "c_z": "L",
+             "M": "I", "N": "I", "K": "I"},
     "Norm": {"x": "f", "scale": "f", "bias": "f", "N": "I"},
     "Step": {"xw": "f", "hr": "f", "h": "f", "c": "f", "y": "f", "lengths": "i", "bias_n": "f",
              "peepholes": "f", "norm_hr": "f", "norm_c": "f", "shift_c": "f", "full": "f",

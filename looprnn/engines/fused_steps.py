@@ -3,11 +3,12 @@
 This way serves every layer of any size; what the persistent kernels cover goes another.
 """
 
+import math
 from typing import Final
 
 from looprnn.engines.fused_pack import padded
 from looprnn.engines.fused_program import At, Launch, Loop, Program, Value
-from looprnn.engines.fused_source import matmul_unit, step_unit
+from looprnn.engines.fused_source import WEIGHT, matmul_unit, step_unit
 from looprnn.spec import Layer
 
 FLOAT: Final = 4  # bytes
@@ -50,12 +51,16 @@ def project(
     """x [rows, I] → x·W + b, [rows, D, H, G]: one matmul for all steps and both directions."""
     directions, width = len(layer.directions), len(layer.gates) * layer.hidden_size
     xw = program.take("xw", rows * directions * width * FLOAT)
-    product = matmul(
-        precision, a=x, a_row=inputs, w=At(f"l{k}.w"), w_row=padded(inputs),
-        w_z=width * padded(inputs), bias=None if layer.layer_norm else At(f"l{k}.bias"), c=xw,
-        c_row=directions * width, c_z=width, sizes=(rows, width, inputs, directions),
-    )  # fmt: skip
-    program.operations.append(product)
+    bias = None if layer.layer_norm else At(f"l{k}.bias")
+    if WEIGHT[precision] and rows > 16:
+        _wide(program, precision, x, inputs, At(f"l{k}.w"), xw, bias, (rows, width, directions))
+    else:
+        product = matmul(
+            precision, a=x, a_row=inputs, w=At(f"l{k}.w"), w_row=padded(inputs),
+            w_z=width * padded(inputs), bias=bias, c=xw, c_row=directions * width, c_z=width,
+            sizes=(rows, width, inputs, directions),
+        )  # fmt: skip
+        program.operations.append(product)
     if layer.layer_norm:
         fields: dict[str, Value] = {
             "x": xw,
@@ -68,6 +73,38 @@ def project(
                    grid=(rows, directions, 1), block=256)
         )  # fmt: skip
     return xw
+
+
+def _wide(
+    program: Program,
+    precision: str,
+    x: At,
+    inputs: int,
+    w: At,
+    c: At,
+    bias: At | None,
+    sizes: tuple[int, int, int],
+) -> None:
+    """The matmul of all steps in half types: x is rounded once, then read by many tiles."""
+    (M, N, Z), K, unit = sizes, padded(inputs), matmul_unit(precision).name
+    a = program.take("rounded", M * K * WIDTH[precision])
+    program.operations.append(
+        Launch(unit=unit, kernel="round_rows", struct="Round", grid=(M, 1, 1), block=128,
+               fields={"x": x, "y": a, "I": inputs, "K": K})
+    )  # fmt: skip
+
+    def grid(side: int) -> tuple[int, int, int]:
+        return -(-M // side), -(-N // side), Z
+
+    # The largest tile of which there are enough to keep the GPU busy.
+    enough = {128: MULTIPROCESSORS, 64: MULTIPROCESSORS // 2, 32: 0}
+    side = next(side for side, least in enough.items() if math.prod(grid(side)) >= least)
+    fields = {"a": a, "w": w, "bias": bias, "c": c, "w_z": N * K, "c_row": Z * N, "c_z": N,
+              "M": M, "N": N, "K": K}  # fmt: skip
+    program.operations.append(
+        Launch(unit=unit, kernel=f"wide{side}", struct="Wide", grid=grid(side),
+               block=256 if side == 128 else 128, fields=fields)
+    )  # fmt: skip
 
 
 def loop(

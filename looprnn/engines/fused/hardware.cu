@@ -38,6 +38,24 @@ __device__ __forceinline__ void multiply_add(float sum[4], const unsigned a[4], 
 }
 #endif
 
+#if WEIGHT != 0
+// Four matrices of 8 × 8, as the fragments of multiply_add; lane 8·i + r names row r of matrix i.
+__device__ __forceinline__ void load_matrices(unsigned out[4], const Weight* row) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
+}
+#endif
+
+// 16 bytes on their way to shared memory, or 16 zeros; a group ends at copies_end, and copies_wait<N> waits for all
+// groups but the last N.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
 // The sum over a warp's 32 threads, in all of them, always in one order.
 __device__ __forceinline__ float warp_sum(float x) {
     for (int away = 16; away; away /= 2) x += __shfl_xor_sync(0xffffffffu, x, away);
