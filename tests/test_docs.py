@@ -1,4 +1,6 @@
-"""docs/variants.md names every key that a variant may have, and nothing that it may not."""
+"""docs/variants.md names every key that a variant may have, and nothing that it may not; what
+docs/streams.md shows is run.
+"""
 
 import dataclasses
 import re
@@ -8,8 +10,10 @@ from conftest import ROOT
 
 from looprnn import weights
 from looprnn.spec import ACTIVATIONS, Head, Layer, RNNSpec, Stream, WeightSource
+from looprnn.variants import load_spec
 
 PAGE = (ROOT / "docs/variants.md").read_text(encoding="utf-8")
+STREAMS = (ROOT / "docs/streams.md").read_text(encoding="utf-8")
 
 
 def keys(heading: str) -> set[str]:
@@ -52,3 +56,22 @@ def test_every_array_is_named():
         "head.weight",
         "head.bias",
     }
+
+
+def block(language: str) -> str:
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", STREAMS, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def test_the_streaming_variant_it_shows_is_one(tmp_path):
+    (tmp_path / "voice.toml").write_text(block("toml"))
+    spec = load_spec(tmp_path / "voice.toml")
+    assert spec.streaming and spec.stream == Stream(), "the comments give the defaults"
+
+
+@pytest.mark.live
+def test_the_stream_it_shows_is_the_whole_sequence(server, capsys):
+    code = block("python")
+    exec(code.replace("localhost:8001", server.grpc), {})
+    printed = re.search(r"print\(.*\)\s+# (.*)", code)[1]
+    assert capsys.readouterr().out.strip() == printed
