@@ -18,6 +18,7 @@ from looprnn import triton_model
 from looprnn.batching import Piece, plan
 from looprnn.errors import RequestError, StreamRefused, StreamUnknown
 from looprnn.slots import SlotTable, StreamId
+from looprnn.stream_metrics import StreamMetrics
 from looprnn.triton_model import Arrays, Asked, refusal
 
 # A state outlives Triton's interest in it, so that none is gone that a chunk in the queue needs.
@@ -46,6 +47,13 @@ class TritonPythonModel(triton_model.TritonPythonModel):
             self._spec,
             capacity=int(parameters["stream_capacity"]["string_value"]),
             ttl_s=TTL_IDLES * idle_s,
+        )
+        self._metrics = StreamMetrics(
+            {
+                "model": args["model_name"],
+                "version": args["model_version"],
+                "instance": args["model_instance_name"],
+            }
         )
         self._table_lock = threading.Lock()
         sweeper = Every(min(idle_s, 1.0), self._sweep)
@@ -76,6 +84,7 @@ class TritonPythonModel(triton_model.TritonPythonModel):
                     self._advance(taken, run)
                 for k, chunk in chunks.items():
                     answers[k] = chunk.answer()
+            self._metrics.show(self._table)
         return answers
 
     def _admit(self, request: Any) -> Chunk:
@@ -128,6 +137,7 @@ class TritonPythonModel(triton_model.TritonPythonModel):
     def _sweep(self) -> None:
         with self._table_lock:
             self._table.sweep()
+            self._metrics.show(self._table)
 
 
 def check_chunk(inputs: Arrays, start: bool) -> None:

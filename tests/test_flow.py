@@ -34,6 +34,7 @@ FLOW = [
     "mirror",
     "triton_model",
     "slots",
+    "stream_metrics",
     "stream_model",
     "importers",
     "build",

@@ -9,6 +9,7 @@ import itertools
 import re
 import shutil
 import threading
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,15 @@ TIMEOUT_S = 60
 STATES = ["h_n", "c_n"]
 # Small enough that a test can fill it; the test of 1000 streams has a server of its own.
 SMALL = Stream(capacity=4, idle_s=1000)
+
+
+def counted(server):
+    """What /metrics says of streams."""
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=TIMEOUT_S) as answer:
+        text = answer.read().decode()
+    rows = re.findall(r"^looprnn_streams_(\w+)\{([^}]*)\} ([\d.]+)$", text, re.MULTILINE)
+    assert all(f'model="{MODEL}"' in labels for _, labels, _ in rows)
+    return {name: float(value) for name, _, value in rows}
 
 
 def tensor(triton, name, array):
@@ -140,10 +150,14 @@ def test_the_number_and_the_word_are_two_streams(wire):
     assert_agrees(wire.chunk("7", y[:, 3:], end=True)["h_n"], whole(y)["h_n"])
 
 
-def test_a_start_on_a_live_stream_resets(wire, stream):
+def test_a_start_on_a_live_stream_resets_and_counts(wire, stream, small):
     x = drawn(6)
     wire.chunk(stream, drawn(9, 5), start=True)
+    before = counted(small)
     wire.chunk(stream, x[:, :2], start=True)
+    after = counted(small)
+    assert after == {**before, "reset_total": before["reset_total"] + 1}
+    assert after["live"] > 0
     assert_agrees(wire.chunk(stream, x[:, 2:], end=True)["h_n"], whole(x)["h_n"])
 
 
@@ -173,16 +187,19 @@ def test_after_its_end_a_stream_is_unknown(wire, stream):
     assert f"sequence {stream} to model '{MODEL}' must specify the START flag" in words
 
 
-def test_a_start_beyond_capacity_is_refused_and_the_live_ones_go_on(wire):
+def test_a_start_beyond_capacity_is_refused_and_the_live_ones_go_on(wire, small):
     x = drawn(8)
     live = [next(IDS) for _ in range(SMALL.capacity)]
     for k in live:
         wire.chunk(k, x[:, :5], start=True)
     late = next(IDS)
+    before = counted(small)
     words = said(wire, late, x, start=True)
+    assert counted(small)["refused_total"] == before["refused_total"] + 1
     assert words.startswith(f"stream refused: capacity: {SMALL.capacity} streams live")
     words = said(wire, late, x)  # Triton thinks that it started
     assert words.startswith(f"stream {late!r}: unknown: ")
+    assert counted(small)["live"] == SMALL.capacity
     wire.chunk(live[0], x[:, 5:], end=True)
     wire.chunk(late, x, start=True, end=True)
     for k in live[1:]:
@@ -245,22 +262,34 @@ def test_a_cancelled_chunk_leaves_the_state_of_before_it_or_after_it(small):
 
 
 def test_a_stream_that_idles_is_forgotten_and_told_to_start(tmp_path):
+    """Nothing here needs to be in time: what is waited for comes to pass, soon or late."""
     folder = streams_only(tmp_path, Stream(capacity=1, idle_s=0.2))
     with Server(folder) as server, contextlib.closing(Wire("grpc", server)) as wire:
         wire.chunk(5, drawn(3), start=True)
-        patience = threading.Event()
-        for _ in range(int(TIMEOUT_S / 0.1)):  # its only slot is free again when its time is over
+
+        def its_slot_is_free():
             try:
                 wire.chunk(6, drawn(3), start=True)
-                break
             except InferenceServerException as error:
                 assert error.message().startswith("stream refused: capacity: 1 streams live")
-            patience.wait(0.1)
-        else:
-            pytest.fail("an idle stream kept its slot")
+                return False
+            return True
+
+        wait_until(its_slot_is_free)
         # Triton forgets it before the table does, and says so in its own words.
         forgotten = r"sequence 5 to .* must specify the START flag|stream 5: expired .* Send START"
         assert re.search(forgotten, said(wire, 5, drawn(3)))
+        wait_until(lambda: counted(server)["live"] == 0)  # without any traffic
+        assert counted(server)["expired_total"] == 2
+
+
+def wait_until(done):
+    waiting = threading.Event()
+    for _ in range(10 * TIMEOUT_S):
+        if done():
+            return
+        waiting.wait(0.1)
+    pytest.fail("it did not come to pass")
 
 
 STREAMS, LIVE, CLIENTS, STEPS = 1000, 200, 4, 24

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,14 +21,34 @@ from looprnn.slots import SlotTable
 SPEC = VARIANTS["lstm"]
 CAPACITY = 5
 START, END = 1, 2
+ON_TRITON = ("looprnn.triton_model", "looprnn.stream_metrics", "looprnn.stream_model")
 
 
 class Error(TritonError):
     UNAVAILABLE = "UNAVAILABLE"
 
 
+class MetricFamily:
+    """Triton's, as far as it goes: a counter only grows."""
+
+    COUNTER, GAUGE = "counter", "gauge"
+    values: ClassVar[dict] = {}
+
+    def __init__(self, *, name, description, kind):
+        self.name, self.kind = name, kind
+
+    def Metric(self, labels):
+        assert set(labels) == {"model", "version", "instance"}
+        self.values[self.name] = 0
+        return self
+
+    def increment(self, value):
+        assert self.kind == self.GAUGE or value > 0
+        self.values[self.name] += value
+
+
 DOUBLE = SimpleNamespace(
-    **{**vars(PB_UTILS), "TritonError": Error},
+    **{**vars(PB_UTILS), "TritonError": Error, "MetricFamily": MetricFamily},
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_START=START,
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_END=END,
 )
@@ -85,14 +106,14 @@ def load(built):
     """load() is a stream model of CAPACITY slots, its engine a double unless told otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", DOUBLE)
-        for name in ("looprnn.triton_model", "looprnn.stream_model"):
+        for name in ON_TRITON:
             patch.delitem(sys.modules, name, raising=False)
         module = importlib.import_module("looprnn.stream_model")
         loaded = []
 
         def load(session=None):
             found = arguments(built)
-            found["model_name"] = "lstm_stream"
+            found["model_name"], found["model_instance_name"] = "lstm_stream", "lstm_stream_0_0"
             found["model_repository"] = str(built / "lstm_stream")
             config = json.loads(found["model_config"])
             for key, value in (("stream_capacity", str(CAPACITY)), ("stream_idle_s", "1000")):
@@ -106,7 +127,7 @@ def load(built):
         yield load
         for model in loaded:
             model.finalize()
-    for name in ("looprnn.triton_model", "looprnn.stream_model"):
+    for name in ON_TRITON:
         sys.modules.pop(name, None)
 
 
@@ -450,6 +471,21 @@ def test_a_stream_that_expired_is_told_so(model):
     (answer,) = model.execute([Chunk(1, steps(1, 1, 1))])
     assert refused(answer).startswith("stream 1: expired after 2000 s without a chunk. Send START")
     assert answer.error.code == "INVALID_ARG"
+
+
+def test_metrics_say_what_became_of_the_streams(model):
+    every = range(1, CAPACITY + 1)
+    model.execute([Chunk(s, steps(s, 1), START) for s in every])
+    model.execute([Chunk(9, steps(9, 1), START), Chunk(1, steps(1, 1), START)])
+    model.execute([Chunk(2, steps(2, 1), END)])
+    model._table._clock = lambda: float("inf")
+    model._sweep()
+    assert MetricFamily.values == {
+        "looprnn_streams_live": 0,
+        "looprnn_streams_expired_total": CAPACITY - 1,
+        "looprnn_streams_refused_total": 1,
+        "looprnn_streams_reset_total": 1,
+    }
 
 
 def test_the_sweeper_needs_no_traffic(load, monkeypatch):
