@@ -51,7 +51,8 @@ def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Co
     good = True
     asked = [(spec, model) for spec in specs for model in spec.models]
     for spec, model in track(asked, "asking", console=console, transient=True):
-        cards = Cards.read(repository / model / str(built_versions(repository / model)[-1]))
+        folder = repository / model / str(built_versions(repository / model)[-1])
+        cards = Cards.read(folder)
         x = demo_input(spec)
         streams = model != spec.name
         x = x[:1] if streams else x  # a stream is one row
@@ -60,7 +61,7 @@ def run_demo(server: Server, specs: list[RNNSpec], repository: Path, console: Co
         for url in (f"grpc://{server.grpc}", f"http://{server.http}"):
             with Client(url, model=model, timeout_s=10) as client:
                 answer, median = streamed(client, model, x) if streams else timed(client, x)
-                engine = engines.choose(cards, client.signature.engine or "auto")
+                engine = engines.choose(cards, client.signature.engine or "auto", folder=folder)
             got = {
                 name: array
                 for name in spec.output_names

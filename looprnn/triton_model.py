@@ -44,8 +44,8 @@ class Asked:
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the engine that config.pbtxt's parameter `engine` names, or with `auto` the first
-        that runs here.
+        """Load the engine that config.pbtxt's parameter `engine` names, or with `auto` the
+        fastest that runs here.
         """
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
@@ -57,7 +57,8 @@ class TritonPythonModel:
         try:
             cards = Cards.read(folder)
             self._spec = cards.spec
-            name = engines.choose(cards, parameter, device)
+            say = pb_utils.Logger.log_info
+            name = engines.choose(cards, parameter, device, folder=folder, say=say)
             path = cards.engines[name].check_file(folder)
             session = engines.get(name).session(path, cards.spec, device)
             self._session = self._open.enter_context(session)

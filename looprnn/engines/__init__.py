@@ -10,6 +10,7 @@ answers.
 """
 
 import importlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from looprnn.errors import EngineError, EngineMissing
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
+log = logging.getLogger("looprnn.engines")
 Arrays = Mapping[str, NDArray[Any]]
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
@@ -122,11 +124,20 @@ def cannot_run(name: str, card: EngineCard, device: int = 0) -> str | None:
         return str(error)
 
 
-def choose(cards: Cards, wanted: str, device: int = 0) -> str:
+def choose(
+    cards: Cards,
+    wanted: str,
+    device: int = 0,
+    *,
+    folder: Path | None = None,
+    say: Callable[[str], None] = log.info,
+) -> str:
     """The engine to serve: the wanted one, or for "auto" the first of ENGINES that was built and
     runs here.
 
-    Raises EngineMissing, or EngineError that says why each candidate cannot run. Never falls back
+    With the version's folder, "auto" on a host with a GPU times all that run here on a typical
+    request, says the table and takes the fastest. Raises EngineMissing, or EngineError that says
+    why each candidate cannot run. Never falls back
     silently.
     """
     variant = cards.spec.name
@@ -139,12 +150,24 @@ def choose(cards: Cards, wanted: str, device: int = 0) -> str:
     candidates = (
         [name for name in ENGINES if name in cards.engines] if wanted == "auto" else [wanted]
     )
-    reasons = []
+    reasons, able = [], []
     for name in candidates:
         reason = cannot_run(name, cards.engines[name], device)
         if reason is None:
-            return name
-        reasons.append(f"{name}: {reason}")
+            able.append(name)
+        else:
+            reasons.append(f"{name}: {reason}")
+    on_gpu = any(cards.engines[name].capabilities for name in able)
+    if folder is not None and len(able) > 1 and on_gpu:
+        from looprnn.engines import fastest
+
+        found = fastest.timed(cards, folder, able, device)
+        say(fastest.table(cards, found))
+        seconds = {name: value for name, value in found.items() if isinstance(value, float)}
+        # If none answers, the first one's own error says why better than this could.
+        return min(seconds, key=lambda name: seconds[name], default=able[0])
+    if able:
+        return able[0]
     raise EngineError(
         f"no engine of {variant} runs here. {'; '.join(reasons)}. "
         f"Build one here: python build_engines.py --variant {variant}"
