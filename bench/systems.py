@@ -5,6 +5,9 @@ looprnn   this repository's server model on the embedded tritonserver, over gRPC
 plain     rivals/plain.py on the same tritonserver, over gRPC: dynamic batching, one instance
 pytriton  rivals/pytriton_server.py, over gRPC: dynamic batching without delay, one callable
 fastapi   rivals/fastapi_app.py on uvicorn with uvloop and httptools, raw float32 over HTTP
+
+A rival is tried with the settings of CANDIDATES first, and the fastest of them at concurrency 8 is
+what looprnn is compared with.
 """
 
 import os
@@ -15,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,37 +92,55 @@ def _on_triton(name: str, model: str, address: str, pid: int) -> System:
     )
 
 
-@contextmanager
-def looprnn(spec: RNNSpec, repository: Path, scratch: Path) -> Iterator[System]:
-    with Server(repository, models=[spec.name]) as server:
-        yield _on_triton("looprnn", spec.name, server.grpc, server.process.pid)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a system is started with. scratch: an empty folder for it alone; threads: ONNX
+    Runtime's for one call, 0 its own choice.
+    """
+
+    spec: RNNSpec
+    repository: Path
+    scratch: Path
+    threads: int = 0
+    workers: int = 1
+
+    @property
+    def onnx(self) -> Path:
+        """The file that every system serves."""
+        return self.repository / self.spec.name / "1/model.onnx"
 
 
 @contextmanager
-def plain(spec: RNNSpec, repository: Path, scratch: Path) -> Iterator[System]:
-    version = scratch / "plain_repository/plain/1"
+def looprnn(setup: Setup) -> Iterator[System]:
+    with Server(setup.repository, models=[setup.spec.name]) as server:
+        yield _on_triton("looprnn", setup.spec.name, server.grpc, server.process.pid)
+
+
+@contextmanager
+def plain(setup: Setup) -> Iterator[System]:
+    version = setup.scratch / "repository/plain/1"
     version.mkdir(parents=True)
     shutil.copy(RIVALS / "plain.py", version / "model.py")
     shutil.copy(RIVALS / "plain.pbtxt", version.parent / "config.pbtxt")
-    shutil.copy(onnx_file(spec, repository), version)
+    shutil.copy(setup.onnx, version)
+    os.environ["THREADS"] = str(setup.threads)  # a server takes on its starter's environment
     with Server(version.parent.parent) as server:
         yield _on_triton("plain", "plain", server.grpc, server.process.pid)
 
 
 @contextmanager
-def pytriton(spec: RNNSpec, repository: Path, scratch: Path) -> Iterator[System]:
+def pytriton(setup: Setup) -> Iterator[System]:
     ports = free_ports(3)
-    path = onnx_file(spec, repository)
+    command = [RIVALS / "pytriton_server.py", setup.onnx, *ports]
     ready = f"http://127.0.0.1:{ports[0]}/v2/models/pytriton/ready"
-    with _script("pytriton_server.py", [path, *ports], ready, scratch) as pid:
+    with _program(command, ready, setup) as pid:
         yield _on_triton("pytriton", "pytriton", f"127.0.0.1:{ports[1]}", pid)
 
 
 @contextmanager
-def fastapi(spec: RNNSpec, repository: Path, scratch: Path) -> Iterator[System]:
+def fastapi(setup: Setup) -> Iterator[System]:
     (port,) = free_ports(1)
-    path = onnx_file(spec, repository)
-    size = spec.layers[0].hidden_size
+    size = setup.spec.layers[0].hidden_size
 
     def read(answer: bytes) -> Arrays:
         output, h_n, c_n = np.split(np.frombuffer(answer, np.float32), [-2 * size, -size])
@@ -129,7 +150,12 @@ def fastapi(spec: RNNSpec, repository: Path, scratch: Path) -> Iterator[System]:
             "c_n": c_n.reshape(1, 1, size),
         }
 
-    with _script("fastapi_app.py", [path, port], f"http://127.0.0.1:{port}/docs", scratch) as pid:
+    command = [
+        *("-m", "uvicorn", "fastapi_app:app", f"--app-dir={RIVALS}", f"--workers={setup.workers}"),
+        *("--host=127.0.0.1", f"--port={port}", "--no-access-log", "--log-level=warning"),
+        *("--loop=uvloop", "--http=httptools"),
+    ]
+    with _program(command, f"http://127.0.0.1:{port}/docs", setup) as pid:
         yield System(
             name="fastapi",
             protocol="http",
@@ -140,31 +166,59 @@ def fastapi(spec: RNNSpec, repository: Path, scratch: Path) -> Iterator[System]:
         )
 
 
-SYSTEMS = {"looprnn": looprnn, "plain": plain, "pytriton": pytriton, "fastapi": fastapi}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A system with settings that a user would try; of several, the fastest is compared."""
+
+    system: str
+    settings: str
+    start: Callable[[Setup], AbstractContextManager[System]]
+    threads: int = 0
+    workers: int = 1
 
 
-def onnx_file(spec: RNNSpec, repository: Path) -> Path:
-    """The file that every system serves."""
-    return repository / spec.name / "1/model.onnx"
+CORES = os.cpu_count() or 1
+OWN, ONE = "ONNX Runtime's own threads", "one thread a call"
+CANDIDATES = (
+    Candidate(system="looprnn", settings="as built", start=looprnn),
+    Candidate(system="plain", settings=OWN, start=plain),
+    Candidate(system="plain", settings=ONE, start=plain, threads=1),
+    Candidate(system="pytriton", settings=OWN, start=pytriton),
+    Candidate(system="pytriton", settings=ONE, start=pytriton, threads=1),
+    Candidate(system="fastapi", settings=f"one worker, {OWN}", start=fastapi),
+    Candidate(
+        system="fastapi",
+        settings=f"{CORES} workers, {ONE}",
+        start=fastapi,
+        threads=1,
+        workers=CORES,
+    ),
+)
+SYSTEMS = tuple(dict.fromkeys(candidate.system for candidate in CANDIDATES))
 
 
 @contextmanager
-def _script(name: str, arguments: list[object], ready: str, scratch: Path) -> Iterator[int]:
-    """A rival's process, once it answers at `ready`; its log is in `scratch`."""
-    log = scratch / f"{name}.log"
+def _program(command: Sequence[object], ready: str, setup: Setup) -> Iterator[int]:
+    """A rival's Python process, once it answers at `ready`; its log is in setup.scratch."""
+    log = setup.scratch / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, str(RIVALS / name), *map(str, arguments)],
+            [sys.executable, *map(str, command)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            # PyTriton's stub must take the library of this Python, not another 3.11's
-            env={**os.environ, "LD_LIBRARY_PATH": str(libpython().parent)},
+            env={
+                **os.environ,
+                "MODEL": str(setup.onnx),
+                "THREADS": str(setup.threads),
+                # PyTriton's stub must take the library of this Python, not another 3.11's
+                "LD_LIBRARY_PATH": str(libpython().parent),
+            },
         )
     try:
         deadline = time.monotonic() + 120
         while not _answers(ready):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{name} does not serve:\n{log.read_text()[-3000:]}")
+                raise SystemExit(f"{command[0]} does not serve:\n{log.read_text()[-3000:]}")
             time.sleep(0.1)
         yield process.pid
     finally:

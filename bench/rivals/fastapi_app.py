@@ -1,17 +1,17 @@
-"""The same ONNX file behind FastAPI and uvicorn: python fastapi_app.py model.onnx PORT.
+"""The same ONNX file behind FastAPI: MODEL=model.onnx python -m uvicorn fastapi_app:app.
 
 Arrays travel as raw float32: JSON would cost several times the network itself.
 """
 
-import sys
+import os
 
 import numpy as np
 import onnxruntime as ort
-import uvicorn
 from fastapi import FastAPI, Request, Response
 
-path, port = sys.argv[1:]
-session = ort.InferenceSession(path)
+options = ort.SessionOptions()
+options.intra_op_num_threads = int(os.environ.get("THREADS", 0))
+session = ort.InferenceSession(os.environ["MODEL"], options)
 app = FastAPI()
 
 
@@ -23,6 +23,3 @@ async def infer(request: Request) -> Response:
     feeds = {"input": x, "lengths": lengths, "h_0": state, "c_0": state}
     outputs = session.run(["output", "h_n", "c_n"], feeds)
     return Response(b"".join(array.tobytes() for array in outputs))
-
-
-uvicorn.run(app, host="127.0.0.1", port=int(port), access_log=False, log_level="warning")

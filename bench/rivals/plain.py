@@ -1,5 +1,6 @@
 """What a user writes for Triton's Python backend in 20 lines: model.py beside model.onnx."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
-        self.session = ort.InferenceSession(path)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get("THREADS", 0))
+        self.session = ort.InferenceSession(path, options)
 
     def execute(self, requests):
         given = [pb_utils.get_input_tensor_by_name(r, "input").as_numpy() for r in requests]

@@ -1,5 +1,6 @@
 """The same ONNX file behind PyTriton: python pytriton_server.py model.onnx HTTP GRPC METRICS."""
 
+import os
 import sys
 
 import numpy as np
@@ -9,7 +10,9 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 path, http, grpc, metrics = sys.argv[1:]
-session = ort.InferenceSession(path)
+options = ort.SessionOptions()
+options.intra_op_num_threads = int(os.environ.get("THREADS", 0))
+session = ort.InferenceSession(path, options)
 
 
 @batch
