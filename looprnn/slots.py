@@ -1,8 +1,8 @@
 """SlotTable: the streams that live here, and their states in slots of one table.
 
-Pure NumPy, host memory. gather() and scatter() alone touch the states, so a table that keeps them
-on the device takes this one's place by answering arrays that its session reads and writes there.
-B rows of a run, L layers, H hidden size.
+Pure NumPy, host memory. gather(), hold() and scatter() alone touch states, and their `inputs` and
+`outputs` are the session's own: a table that keeps states on the device takes this one's place by
+putting there what its session reads and writes. B rows of a run, L layers, H hidden size.
 
 A chunk changes nothing before keep(): admit() reserves at most an empty slot, and gather() copies.
 """
@@ -84,12 +84,18 @@ class SlotTable:
         return self._free.pop()
 
     def gather(self, slots: Sequence[int], rows: Sequence[int], inputs: Arrays) -> None:
-        """Copy the states of `slots` over those rows of h_0 and c_0 [B, L·D, H]."""
+        """The states of `slots` become those rows of h_0 and c_0 [B, L·D, H]."""
         for state, table in self._states.items():
             inputs[f"{state}_0"][rows] = table[slots]
 
+    def hold(self, inputs: Arrays, outputs: Arrays) -> None:
+        """Rows of no step end as they began to the last bit, whatever the engine computes in."""
+        still = inputs["lengths"] == 0
+        for state in self._states:
+            outputs[f"{state}_n"][still] = inputs[f"{state}_0"][still]
+
     def scatter(self, slots: Sequence[int], rows: Sequence[int], outputs: Arrays) -> None:
-        """Copy those rows of h_n and c_n [B, L·D, H] into `slots`."""
+        """Those rows of h_n and c_n [B, L·D, H] become the states of `slots`."""
         for state, table in self._states.items():
             table[slots] = outputs[f"{state}_n"][rows]
 

@@ -42,12 +42,16 @@ class TritonPythonModel(triton_model.TritonPythonModel):
         """Load the engine, and make the slot table that config.pbtxt's parameters describe."""
         super().initialize(args)
         parameters = json.loads(args["model_config"])["parameters"]
-        idle_s = float(parameters["stream_idle_s"]["string_value"])
-        self._table = SlotTable(
-            self._spec,
-            capacity=int(parameters["stream_capacity"]["string_value"]),
-            ttl_s=TTL_IDLES * idle_s,
-        )
+        try:
+            idle_s = float(parameters["stream_idle_s"]["string_value"])
+            capacity = int(parameters["stream_capacity"]["string_value"])
+        except (KeyError, ValueError) as error:
+            self._open.close()
+            raise pb_utils.TritonModelException(
+                f"{args['model_name']}: config.pbtxt lacks how streams are kept ({error}). "
+                f"Render it again: python build_engines.py --variant {self._spec.name}"
+            ) from error
+        self._table = SlotTable(self._spec, capacity=capacity, ttl_s=TTL_IDLES * idle_s)
         self._metrics = StreamMetrics(
             {
                 "model": args["model_name"],
@@ -115,6 +119,7 @@ class TritonPythonModel(triton_model.TritonPythonModel):
             filled = self._batch.fill(inputs, run)
             self._table.gather(list(live.values()), list(live), filled)
             outputs = self._session.run(filled, states.union(*(c.wanted for c in chunks)))
+            self._table.hold(filled, outputs)
         except Exception as error:
             for chunk in chunks:
                 chunk.failure = f"engine failed: {error}"
@@ -122,9 +127,6 @@ class TritonPythonModel(triton_model.TritonPythonModel):
                 if chunk.end:
                     self._table.end(chunk.stream)
             return
-        still = filled["lengths"] == 0
-        for s in self._spec.states:  # to the last bit, whatever the engine computes in
-            outputs[f"{s}_n"][still] = filled[f"{s}_0"][still]
         self._table.scatter(list(slots.values()), list(slots), outputs)
         for chunk in chunks:
             if chunk.slot is not None:

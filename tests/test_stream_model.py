@@ -111,12 +111,13 @@ def load(built):
         module = importlib.import_module("looprnn.stream_model")
         loaded = []
 
-        def load(session=None):
+        def load(session=None, **changed):
             found = arguments(built)
             found["model_name"], found["model_instance_name"] = "lstm_stream", "lstm_stream_0_0"
             found["model_repository"] = str(built / "lstm_stream")
             config = json.loads(found["model_config"])
-            for key, value in (("stream_capacity", str(CAPACITY)), ("stream_idle_s", "1000")):
+            kept = {"stream_capacity": str(CAPACITY), "stream_idle_s": "1000", **changed}
+            for key, value in kept.items():
                 config["parameters"][key] = {"string_value": value}
             model = module.TritonPythonModel()
             model.initialize({**found, "model_config": json.dumps(config)})
@@ -423,6 +424,19 @@ def test_a_bad_chunk_is_refused_and_the_stream_goes_on(model, bad):
     assert hidden(answer) == truth(1, 4)[3]
 
 
+def test_a_cancelled_chunk_that_came_so_far_is_run_whole(model):
+    """Asked or not, at whatever moment: its state is that of after the chunk."""
+
+    class Cancelled(Chunk):
+        def is_cancelled(self):
+            return True
+
+    model.execute([Chunk(1, steps(1, 3), START)])
+    model.execute([Cancelled(1, steps(1, 2, 3)), Chunk(2, steps(2, 2), START)])
+    (answer,) = model.execute([Chunk(1, steps(1, 1, 5))])
+    assert hidden(answer) == truth(1, 6)[5]
+
+
 def test_a_bad_start_begins_nothing(model):
     nan = np.full((1, 1, 7), np.nan, np.float32)
     model.execute([Chunk(1, nan, START)])
@@ -464,6 +478,11 @@ def test_failed_starts_take_no_slot(model):
     assert play(model, [[(s, 1, START) for s in range(1, CAPACITY + 1)]])
 
 
+def test_a_state_outlives_tritons_interest_in_its_stream(model):
+    """Or one that waits in the queue could be let through by Triton and find its state gone."""
+    assert model._table.ttl_s >= 2 * 1000
+
+
 def test_a_stream_that_expired_is_told_so(model):
     model.execute([Chunk(1, steps(1, 1), START)])
     model._table._clock = lambda: float("inf")
@@ -471,6 +490,13 @@ def test_a_stream_that_expired_is_told_so(model):
     (answer,) = model.execute([Chunk(1, steps(1, 1, 1))])
     assert refused(answer).startswith("stream 1: expired after 2000 s without a chunk. Send START")
     assert answer.error.code == "INVALID_ARG"
+
+
+def test_a_config_that_says_not_how_streams_are_kept_fails_the_load_in_words(load):
+    with pytest.raises(
+        RuntimeError, match="^lstm_stream: .*python build_engines.py --variant lstm"
+    ):
+        load(stream_capacity="many")
 
 
 def test_metrics_say_what_became_of_the_streams(model):
