@@ -78,7 +78,7 @@ def built(
     spec = load_spec(importers.write(imported, folder / "variants"))
     engine = engines.get("onnxruntime")
     with bar(console, f"building and proving {spec.name}") as report:
-        (outcome,) = build_variant(spec, [engine], folder / "model_repository", progress=report)
+        outcome, *_ = build_variant(spec, [engine], folder / "model_repository", progress=report)
     if outcome.card is None or outcome.card.difference is None:
         raise EngineError(outcome.message or f"{spec.name}: {engine.name} was not proved")
     path = folder / "model_repository" / spec.name / str(outcome.version) / engine.file

@@ -23,9 +23,12 @@ import pytest
 import tensorrt_rtx as trt
 from conftest import ROOT
 from interpreter import run
+from looprnn_client import Client
 
 from looprnn import engines, network, parity
 from looprnn.importers import Imported
+from looprnn.server import Server
+from looprnn.spec import Profile, Range
 from looprnn.weights import reorder
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -328,6 +331,29 @@ def test_many_chunks_a_call_are_the_same_stream(silero, tmp_path):
             outputs.append(answer["output"][0])
     assert stream.largest(np.concatenate(outputs), silero.heard.h) <= stream.TOLERANCE
     assert stream.largest(c[0, 0], silero.heard.c[-1]) <= stream.TOLERANCE
+
+
+@pytest.mark.live
+def test_a_minute_through_the_server_in_two_streams(silero, tmp_path):
+    """One sound cut in two ways, chunk by chunk: every state is silero-vad's own."""
+    profile = Profile(batch=Range(1, 2, 8), time=Range(1, 20, 64))
+    spec = dataclasses.replace(silero.imported.spec, lengths=True, streaming=True, profile=profile)
+    with shared.built(dataclasses.replace(silero.imported, spec=spec), tmp_path):
+        pass  # it is there now; what answers is the server
+    heard, x = silero.heard, silero.heard.features[np.newaxis]
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(tmp_path / "model_repository"))
+        client = stack.enter_context(Client(server.grpc, model=spec.name, timeout_s=60))
+        both = {step: stack.enter_context(client.stream()) for step in (17, 64)}
+        answers = {step: [] for step in both}
+        for first in range(x.shape[1]):
+            for step, of in both.items():
+                if first % step == 0:
+                    answers[step].append(of.send(x[:, first : first + step]))
+    for got in answers.values():
+        h = np.concatenate([answer.output[0] for answer in got])
+        assert stream.largest(h, heard.h) <= stream.TOLERANCE
+        assert stream.largest(got[-1].c_n[0, 0], heard.c[-1]) <= stream.TOLERANCE
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.__name__)
