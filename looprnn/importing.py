@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", action="store_true", help="requests may bring rows of different lengths"
     )
+    parser.add_argument(
+        "--streaming", action="store_true", help="serve live streams, too; implies --lengths"
+    )
     parser.add_argument("--batch", type=int, nargs=3, metavar=SIZES, help="rows a request may have")
     parser.add_argument("--time", type=int, nargs=3, metavar=SIZES, help="steps they may have")
     parser.add_argument("--force", action="store_true", help="replace a variant of that name")
@@ -62,7 +65,8 @@ def _with_options(spec: RNNSpec, options: argparse.Namespace) -> RNNSpec:
     given = {axis: Range(*sizes) for axis, sizes in axes.items() if sizes}
     return dataclasses.replace(
         spec,
-        lengths=spec.lengths or options.lengths,
+        lengths=spec.lengths or options.lengths or options.streaming,
+        streaming=options.streaming,
         profile=dataclasses.replace(spec.profile, **given) if given else spec.profile,
     )
 
@@ -74,8 +78,8 @@ def summary(spec: RNNSpec) -> str:
     if spec.head:
         parts.append(f"head {spec.head.size} on {spec.head.on}")
     count = sum(math.prod(shape) for shape in shapes(spec).values())
-    lengths = ", with lengths" if spec.lengths else ""
-    return f"{' → '.join(parts)}{lengths}; {count:,} parameters"
+    serves = (", with lengths" if spec.lengths else "") + (", streaming" if spec.streaming else "")
+    return f"{' → '.join(parts)}{serves}; {count:,} parameters"
 
 
 def _runs(layers: tuple[Layer, ...]) -> list[str]:

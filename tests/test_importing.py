@@ -69,6 +69,15 @@ def test_the_options_reach_the_toml(say, trained, tmp_path):
     assert (spec.profile.batch, spec.profile.time.max) == (TRAINED.profile.batch, 400)
 
 
+def test_an_import_that_streams(say, trained, tmp_path):
+    assert "2 × gru 4, with lengths, streaming; " in say(trained, "--name", "mine", "--streaming")
+    spec = load_spec(tmp_path / "variants/mine.toml")
+    assert spec.streaming and spec.lengths
+    with pytest.raises(SpecError, match="streaming needs profile.time to begin at 1, got .2, 50,"):
+        say(trained, "--name", "other", "--streaming", "--time", 2, 50, 400)
+    assert not (tmp_path / "variants/other.toml").exists()
+
+
 def test_one_of_several_layers(say, tmp_path):
     arrays = load_weights(TRAINED)
     both = {
