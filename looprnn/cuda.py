@@ -235,6 +235,25 @@ class Graph:
         check(cudart.cudaGraphLaunch(self.handle, self.stream.handle))
 
 
+class Event:
+    """A moment on a stream."""
+
+    def __enter__(self) -> Self:
+        self.handle = check(cudart.cudaEventCreate())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        check(cudart.cudaEventDestroy(self.handle))
+
+    def record(self, stream: Stream) -> None:
+        check(cudart.cudaEventRecord(self.handle, stream.handle))
+
+    def microseconds_since(self, earlier: "Event") -> float:
+        """Once both have come."""
+        check(cudart.cudaEventSynchronize(self.handle))
+        return float(check(cudart.cudaEventElapsedTime(earlier.handle, self.handle))) * 1e3
+
+
 def fill(device: DeviceBuffer, byte: int, size: int, stream: Stream) -> None:
     """Queue that the first `size` bytes become this byte."""
     check(cudart.cudaMemsetAsync(device.address, byte, size, stream.handle))

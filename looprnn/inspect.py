@@ -23,7 +23,7 @@ from looprnn.stream import check_model, stream_name, variant_of
 from looprnn.variants import load_spec
 
 COUNTED: Final = "2 for each multiply-add of W·x, R·h, projection and head"
-PLANS: Final = {"model.plan": "tensorrt", "model.rtx.plan": "tensorrt_rtx"}
+PLANS: Final = {"model.plan": "tensorrt", "model.rtx.plan": "tensorrt_rtx", "model.fused": "fused"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def look(what: str, variants: Path, folder: Path, layer: str | None = None) -> F
         return _version(path if newest is None else path / str(newest))
     if path.name == CARDS:
         return _version(path.parent)
-    if path.suffix == ".plan":
+    if path.suffix in (".plan", ".fused"):
         return _plan(path)
     if path.suffix in importers.MODULES:
         return _trained(path, layer)
@@ -67,7 +67,7 @@ def look(what: str, variants: Path, folder: Path, layer: str | None = None) -> F
         return _variant(path, folder, path.stem)
     raise WeightsError(
         f"{path}: nothing that looprnn reads; known are {', '.join(importers.MODULES)}, .toml, "
-        f".plan, {CARDS} and a version's folder"
+        f".plan, .fused, {CARDS} and a version's folder"
     )
 
 
@@ -109,7 +109,9 @@ def _version(folder: Path) -> Found:
 
 
 def _plan(path: Path) -> Found:
-    """A plan's card and network, from the engine.json beside it, and TensorRT's own words."""
+    """A plan's card and network, from the engine.json beside it, and TensorRT's own words; or a
+    fused engine's.
+    """
     if not path.is_file():
         raise EngineMissing(f"{path}: no such file")
     found: Found = {"kind": "plan", "file": str(path), "bytes": path.stat().st_size, "engines": []}
@@ -126,6 +128,8 @@ def _plan(path: Path) -> Found:
         found["engines"] = _cards(dataclasses.replace(cards, engines=own), path.parent)
     except EngineError as error:
         found["notes"] += [f"no card: {error}"]
+    if name == "fused":
+        return found
     try:
         found["inspector"] = inspected(name, path)
     except LoopRNNError as error:

@@ -73,10 +73,12 @@ def find(scratch: Path) -> Installation:
     backend = scratch / "python"
     shutil.copytree(wheel / "tritonserver/backends/python", backend)
     shutil.copy2(stub, backend)
+    # What the loader finds by itself stays out: there, it would come before the wheel's own.
+    python = [] if libpython().is_relative_to("/usr/lib") else [libpython().parent]
     return Installation(
         wheel / "tritonserver/bin/tritonserver",
         scratch,
-        (wheel.parent / "nvidia_pytriton.libs", libpython().parent),
+        (wheel.parent / "nvidia_pytriton.libs", *python),
     )
 
 

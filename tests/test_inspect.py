@@ -264,3 +264,27 @@ def test_where_there_is_a_gpu_tensorrts_inspector_speaks(look, say, tmp_path, mo
     assert "l0/forward/h_r" in say(tmp_path / "model.rtx.plan")
     (tmp_path / "model.rtx.plan").write_bytes(b"damaged")
     assert "TensorRT cannot load this plan" in look(tmp_path / "model.rtx.plan")["notes"][1]
+
+
+def test_a_fused_engines_plan_is_shown_with_what_it_expects(say, look, tmp_path, monkeypatch):
+    pytest.importorskip("cuda.bindings", reason="cuda-python is not installed")
+    from looprnn.engines import fused_plan
+    from looprnn.engines.fused_persistent import PersistentPlan
+
+    plan = PersistentPlan(
+        kernel="a_kernel", source="around.cu", defines=(("UNITS", 8),), grid=16, cluster=8,
+        block=256, shared_bytes=0, cooperative=False, rows=1, chip_bytes=123 << 10,
+        scratch_bytes=0, us_per_step=0.75, floor_us_per_step=0.41, why="because R fits",
+    )  # fmt: skip
+    folder = build_it(tmp_path, ("onnxruntime", "fused"))
+    ways = [
+        fused_plan.Way(layer=0, first=1, last=4, plan=None, why="peepholes"),
+        fused_plan.Way(layer=1, first=1, last=4, plan=plan, why=plan.why),
+    ]
+    monkeypatch.setattr("looprnn.engines.fused.read_ways", lambda path: ways)
+    text = say(folder / "model.fused")
+    for words in ("16 in", "clusters of 8", "123 KiB", "0.75", "0.41", "persistent", "steps",
+                  "peepholes", "because R fits", "compute capability 9.0"):  # fmt: skip
+        assert words in text, words
+    (engine,) = look(folder / "model.fused")["engines"]
+    assert [row["way"] for row in engine["plan"]] == ["steps", "persistent"]

@@ -75,7 +75,7 @@ class FusedSession:
         for name in self.spec.input_names:
             array = inputs[name]
             np.copyto(self.host[name].view(array.shape, array.dtype), array)
-        self._graph(batch, time, names).launch()
+        self.graph(batch, time, names).launch()
         self.stream.synchronize()
         self._check_flag()
         shapes = self.spec.shapes(batch, time)
@@ -152,7 +152,7 @@ class FusedSession:
         self._kernels[key].allow(shape_of(launch))
         return self._kernels[key]
 
-    def _graph(self, batch: int, time: int, wanted: tuple[str, ...]) -> cuda.Graph:
+    def graph(self, batch: int, time: int, wanted: tuple[str, ...]) -> cuda.Graph:
         """Of this shape, from the last ones asked for or new."""
         key = batch, time, frozenset(wanted)
         if key in self._graphs:

@@ -1,0 +1,120 @@
+"""compute-sanitizer over the fused engine's kernels: memcheck, racecheck and synccheck, on a GPU.
+
+    python bench/fused_sanitize.py                    all three, a minute or two
+    python bench/fused_sanitize.py --tools memcheck
+
+A small sweep: each cell in each type, planned and step by step, one row and several, both
+directions, lengths. Each answer is compared with the reference, too. The status is 0 if every tool
+found nothing.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from machine import ROOT
+from rich.console import Console
+from rich.table import Table
+
+from looprnn import engines, parity
+from looprnn.engines import fused_plan
+from looprnn.spec import Head, Layer, Profile, Range, RNNSpec, WeightSource
+from looprnn.weights import load_weights
+
+TOOLS = ("memcheck", "racecheck", "synccheck")
+SWEPT = "swept"  # what the child says once it is through
+CUDA = "/usr/local/cuda/bin"
+
+
+def specs() -> list[RNNSpec]:
+    usual: list[Layer] = []
+    for cell in ("rnn", "lstm", "gru"):
+        usual.append(Layer(cell=cell, hidden_size=64))
+        usual.append(Layer(cell=cell, hidden_size=130, direction="bidirectional"))
+    found = []
+    for precision in ("fp32", "fp16", "bf16"):
+        for layer in usual:
+            batch = 9 if layer.direction == "bidirectional" else 1
+            found.append(
+                RNNSpec(
+                    name=f"{layer.cell}_{precision}",
+                    input_size=33,
+                    layers=(layer,),
+                    precision=precision,
+                    lengths=batch > 1,
+                    head=Head(size=3, activation="softmax") if batch > 1 else None,
+                    profile=Profile(batch=Range(1, 1, batch), time=Range(1, 5, 5)),
+                    weights=WeightSource(seed=1),
+                )
+            )
+    odd = Layer(cell="lstm", hidden_size=40, layer_norm=True, peepholes=True, proj_size=17)
+    before = Layer(
+        cell="gru", hidden_size=40, reset="before", merge="sum", direction="bidirectional"
+    )
+    for layer in (odd, before):
+        found.append(
+            RNNSpec(name="odd", input_size=7, layers=(layer,), weights=WeightSource(seed=2),
+                    profile=Profile(batch=Range(1, 3, 3), time=Range(1, 5, 5)))
+        )  # fmt: skip
+    return found
+
+
+def sweep() -> None:
+    """Build, run and compare every spec; raises AssertionError where one is wrong."""
+    engine, planned = engines.get("fused"), fused_plan.choose
+    for spec in specs():
+        for choose in (planned, lambda spec: fused_plan.only_steps(spec, "the sweep")):
+            fused_plan.choose = choose  # type: ignore[assignment]
+            arrays, most = load_weights(spec), spec.profile
+            inputs = parity.draw_inputs(spec, most.batch.max, most.time.max)
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / engine.file
+                engine.build(spec, arrays, path, progress=lambda *_: None, workspace=0)
+                with engine.session(path, spec) as session:
+                    found = parity.differences(spec, arrays, inputs, session.run(inputs))
+            assert all(parity.agrees(v, spec.precision) for v in found.values()), (spec, found)
+    sys.stdout.write(f"{SWEPT}\n")
+
+
+def sanitized(program: str, tool: str) -> tuple[bool, str]:
+    """Whether the tool found nothing, and what it said."""
+    # A CUDA call that fails raises CudaError by itself; the tool would count the driver's own, too.
+    command = [program, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
+    answer = subprocess.run(
+        [*command, sys.executable, __file__, "--sweep"], capture_output=True, text=True, cwd=ROOT
+    )
+    said = answer.stdout + answer.stderr
+    return answer.returncode == 0 and SWEPT in said, said
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--sweep", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.sweep:
+        sweep()
+        return 0
+    console = Console()
+    program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=CUDA)
+    if program is None:
+        console.print(f"compute-sanitizer is neither on PATH nor in {CUDA}: it is CUDA toolkit's")
+        return 2
+    table, clean = Table("tool", "", "its last line"), True
+    for tool in options.tools:
+        with console.status(f"{tool} over {2 * len(specs())} engines"):
+            well, said = sanitized(program, tool)
+        clean &= well
+        lines = [line for line in said.splitlines() if line.strip()]
+        table.add_row(tool, "[green]clean[/]" if well else "[red]found[/]", lines[-1])
+        if not well:
+            console.print("\n".join(lines[-60:]), markup=False, soft_wrap=True)
+    console.print(table)
+    return 0 if clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""An LSTM of 512 in fp16, B = 1, T = 128, served by Triton with the fused engine: parity over gRPC,
+then perf_analyzer's p50 at concurrency 1 beside the engine's own time. Needs a GPU.
+
+    python bench/fused_served.py                 also writes bench/results/fused_served.json
+
+engine, graph      copy in, kernels and copy out as one CUDA graph, by CUDA events
+engine, session    FusedSession.run: the graph, and the copies to and from NumPy's memory
+client, gRPC       looprnn_client against the server, in this process
+perf_analyzer      the same, by Triton's own load generator (pip install perf-analyzer; glibc 2.38)
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from looprnn_client import Client
+from machine import RESULTS, machine, sentence
+from rich.console import Console
+from rich.table import Table
+
+from looprnn import cuda, parity
+from looprnn.build import build_variant, buildable
+from looprnn.engines.fused_session import FusedSession
+from looprnn.server import Server
+from looprnn.spec import Layer, Profile, Range, RNNSpec, WeightSource
+from looprnn.weights import load_weights
+
+HIDDEN, STEPS, ROUNDS = 512, 128, 300
+SPEC = RNNSpec(
+    name="lstm_fp16",
+    input_size=HIDDEN,
+    layers=(Layer(cell="lstm", hidden_size=HIDDEN),),
+    precision="fp16",
+    profile=Profile(batch=Range(1, 1, 1), time=Range(STEPS, STEPS, STEPS)),
+    weights=WeightSource(seed=1),
+)
+INPUTS = parity.draw_inputs(SPEC, 1, STEPS)
+
+
+def median_us(ask: Callable[[], Any]) -> float:
+    """Of ROUNDS calls, after a tenth as many that are not counted."""
+    for _ in range(ROUNDS // 10):
+        ask()
+    found = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        ask()
+        found.append((time.perf_counter() - begin) * 1e6)
+    return statistics.median(found)
+
+
+def graph_us(session: FusedSession) -> float:
+    """The graph alone."""
+    graph, found = session.graph(1, STEPS, SPEC.output_names), []
+    with cuda.Event() as begin, cuda.Event() as end:
+        for _ in range(ROUNDS):
+            begin.record(session.stream)
+            graph.launch()
+            end.record(session.stream)
+            found.append(end.microseconds_since(begin))
+    return statistics.median(found)
+
+
+def agree(answer: dict[str, Any]) -> float:
+    """The largest difference from the reference; AssertionError if it is over the tolerance."""
+    found = max(parity.differences(SPEC, load_weights(SPEC), INPUTS, answer).values())
+    assert parity.agrees(found, SPEC.precision), found
+    return found
+
+
+def analyzed(address: str, folder: Path) -> float | str:
+    """perf_analyzer's p50 in µs, or why there is none."""
+    program = shutil.which("perf_analyzer")
+    if program is None:
+        return "perf_analyzer is not installed"
+    data, report = folder / "data.json", folder / "report.csv"
+    tensors = {n: {"content": a.ravel().tolist(), "shape": list(a.shape[1:])}
+               for n, a in INPUTS.items()}  # fmt: skip
+    data.write_text(json.dumps({"data": [tensors]}))
+    command = [program, "-m", SPEC.name, "-u", address, "-i", "grpc", "-b", "1", "--input-data",
+               data, "--concurrency-range", "1", "--measurement-interval", "4000", "-f",
+               report]  # fmt: skip
+    answer = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=240)
+    if answer.returncode or not report.is_file():
+        return " ".join((answer.stdout + answer.stderr).split())[-600:]
+    (row,) = csv.DictReader(report.open())
+    return float(row["p50 latency"])
+
+
+def main() -> int:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    console = Console()
+    wanted, _ = buildable(["fused"])
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, p50: float | str, difference: float | None = None) -> None:
+        rows.append({"what": what, "p50_us": p50, "difference": difference})
+
+    with TemporaryDirectory() as name, console.status("building, serving, measuring"):
+        folder, repository = Path(name), Path(name) / "models"
+        repository.mkdir()
+        (outcome,) = build_variant(SPEC, wanted, repository, progress=lambda *_: None)
+        assert outcome.card is not None, outcome.message
+        path = repository / SPEC.name / "1" / outcome.card.file
+        with FusedSession(path, SPEC) as session:
+            worst = agree(session.run(INPUTS))
+            add("engine, graph", graph_us(session), worst)
+            add("engine, session", median_us(lambda: session.run(INPUTS)), worst)
+        with Server(repository) as server:
+            with Client(f"grpc://{server.grpc}", model=SPEC.name, timeout_s=30) as client:
+
+                def ask() -> Any:
+                    return client.infer(INPUTS["input"], INPUTS["h_0"], INPUTS["c_0"])
+
+                answer = ask()
+                got = {n: getattr(answer, n) for n in SPEC.output_names}
+                add("client, gRPC", median_us(ask), agree(got))
+            add("perf_analyzer, gRPC", analyzed(server.grpc, folder))
+    here = {"gpu": str(cuda.gpu()), **machine("cuda-bindings", "numpy")}
+    table = Table("LSTM 512, fp16, B = 1, T = 128", "p50 µs", "µs a step", "difference")
+    for row in rows:
+        p50, worst_of = row["p50_us"], row["difference"]
+        figures = [f"{p50:.0f}", f"{p50 / STEPS:.2f}"] if isinstance(p50, float) else [p50, ""]
+        table.add_row(row["what"], *figures, f"{worst_of:.1e}" if worst_of else "")
+    console.print(table)
+    console.print(f"{here['gpu']}; {sentence(here)}; made of: {outcome.card.made_of}")
+    content = json.dumps({"machine": here, "made_of": outcome.card.made_of, "rows": rows}, indent=2)
+    (RESULTS / "fused_served.json").write_text(content + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
