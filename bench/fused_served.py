@@ -3,7 +3,8 @@ then perf_analyzer's p50 at concurrency 1 beside the engine's own time. Needs a 
 
     python bench/fused_served.py                 also writes bench/results/fused_served.json
 
-engine, graph      copy in, kernels and copy out as one CUDA graph, by CUDA events
+engine, kernels    the kernels as one CUDA graph, by CUDA events
+engine, graph      copy in, kernels and copy out as one, by CUDA events
 engine, session    FusedSession.run: the graph, and the copies to and from NumPy's memory
 client, gRPC       looprnn_client against the server, in this process
 perf_analyzer      the same, by Triton's own load generator (pip install perf-analyzer; glibc 2.38)
@@ -58,9 +59,9 @@ def median_us(ask: Callable[[], Any]) -> float:
     return statistics.median(found)
 
 
-def graph_us(session: FusedSession) -> float:
+def graph_us(session: FusedSession, *, copies: bool) -> float:
     """The graph alone."""
-    graph, found = session.graph(1, STEPS, SPEC.output_names), []
+    graph, found = session.graph(1, STEPS, SPEC.output_names, copies=copies), []
     with cuda.Event() as begin, cuda.Event() as end:
         for _ in range(ROUNDS):
             begin.record(session.stream)
@@ -115,7 +116,8 @@ def main() -> int:
         path = repository / SPEC.name / "1" / outcome.card.file
         with FusedSession(path, SPEC) as session:
             worst = agree(session.run(INPUTS))
-            add("engine, graph", graph_us(session), worst)
+            add("engine, kernels", graph_us(session, copies=False), worst)
+            add("engine, graph", graph_us(session, copies=True), worst)
             add("engine, session", median_us(lambda: session.run(INPUTS)), worst)
         with Server(repository) as server:
             with Client(f"grpc://{server.grpc}", model=SPEC.name, timeout_s=30) as client:

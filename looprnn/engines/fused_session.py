@@ -152,9 +152,13 @@ class FusedSession:
         self._kernels[key].allow(shape_of(launch))
         return self._kernels[key]
 
-    def graph(self, batch: int, time: int, wanted: tuple[str, ...]) -> cuda.Graph:
-        """Of this shape, from the last ones asked for or new."""
-        key = batch, time, frozenset(wanted)
+    def graph(
+        self, batch: int, time: int, wanted: tuple[str, ...], *, copies: bool = True
+    ) -> cuda.Graph:
+        """Of this shape, from the last ones asked for or new; without copies for those who time
+        the kernels alone.
+        """
+        key = batch, time, frozenset(wanted), copies
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key][0]
@@ -165,7 +169,7 @@ class FusedSession:
         self._forget(GRAPHS - 1, LAUNCHES - size)
         kept = ExitStack()
         graph = kept.enter_context(
-            cuda.Graph(self.stream, lambda: self._queue(program, batch, time, wanted))
+            cuda.Graph(self.stream, lambda: self._queue(program, batch, time, wanted, copies))
         )
         self._graphs[key] = graph, size, kept
         return graph
@@ -178,11 +182,13 @@ class FusedSession:
             _, (_, _, kept) = self._graphs.popitem(last=False)
             kept.close()
 
-    def _queue(self, program: Program, batch: int, time: int, wanted: tuple[str, ...]) -> None:
+    def _queue(
+        self, program: Program, batch: int, time: int, wanted: tuple[str, ...], copies: bool
+    ) -> None:
         """Copies in, all launches, copies out."""
         shapes = self.spec.shapes(batch, time)
         size = {name: int(np.prod(shape)) * ELEMENT for name, shape in shapes.items()}
-        for name in self.spec.input_names:
+        for name in self.spec.input_names if copies else ():
             cuda.copy_in(self.gpu[device_name(name)], self.host[name], size[name], self.stream)
         for operation in program.operations:
             if isinstance(operation, Zero):
@@ -191,7 +197,7 @@ class FusedSession:
                 self._queue_loop(operation)
             else:
                 self._queue_launch(operation, operation.argument(self.addresses))
-        for name in wanted:
+        for name in wanted if copies else ():
             cuda.copy_out(self.host[name], self.gpu[name], size[name], self.stream)
         cuda.copy_out(self.host["failed"], self.gpu["failed"], ELEMENT, self.stream)
 
