@@ -8,6 +8,7 @@ libpython on LD_LIBRARY_PATH.
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ from typing import Self
 from looprnn.errors import ServerError
 
 STOP_S = 20.0
+EXIT_S = 5  # asked to end, Triton waits so long for requests, and for live streams to end
 FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
 # Runs in the child and becomes the server: the kernel sends that SIGTERM when we die, even of
 # SIGKILL. A process of its own, because code between fork and exec is unsafe beside threads.
@@ -41,9 +43,7 @@ if os.getppid() == int(sys.argv[1]):  # else we died before that
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A tritonserver program, the backends to give it (None: its own) and the libraries it
-    needs.
-    """
+    """A tritonserver, the backends to give it (None: its own) and the libraries it needs."""
 
     program: Path
     backends: Path | None
@@ -51,8 +51,7 @@ class Installation:
 
 
 def find(scratch: Path) -> Installation:
-    """The container's tritonserver if there is one, else the embedded one, its backends laid out in
-    `scratch`.
+    """The container's tritonserver, else the embedded one with its backends laid out in `scratch`.
 
     Raises ServerError that says what to install.
     """
@@ -83,9 +82,7 @@ def find(scratch: Path) -> Installation:
 
 
 def libpython() -> Path:
-    """The shared library of this Python, which the stub loads. Raises ServerError that says how to
-    get it.
-    """
+    """The shared library of this Python, which the stub loads. Raises ServerError in words."""
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     folders = [sysconfig.get_config_var(key) for key in ("LIBDIR", "LIBPL")]
     multiarch = sysconfig.get_config_var("MULTIARCH")
@@ -124,8 +121,7 @@ def check_ports(host: str, ports: Iterable[int]) -> None:
 
 
 class Server:
-    """A running tritonserver on a model repository; `with` starts it, waits until it is ready, and
-    stops it.
+    """A running tritonserver on a model repository; `with` starts it, waits for it, and stops it.
 
     grpc, http and metrics are "host:port". Ports of 0 are chosen. Listens on loopback unless `host`
     says otherwise. Serves `models`, by default all. With strict=True a model that cannot be loaded
@@ -154,6 +150,7 @@ class Server:
         self.http, self.grpc, self.metrics = (f"{here}:{port}" for port in (http, grpc, metrics))
         self._ports = (http, grpc, metrics)
         self._log, self._models = log, models
+        self._segments = f"looprnn-{secrets.token_hex(4)}-"  # its shared memory, to find it again
 
     def __enter__(self) -> Self:
         if not self.repository.is_dir():
@@ -216,7 +213,9 @@ class Server:
             *(f"--load-model={name}" for name in self._models),
             "--disable-auto-complete-config",
             "--backend-config=python,shm-default-byte-size=4194304",
+            f"--backend-config=python,shm-region-prefix-name={self._segments}",
             f"--exit-on-error={str(self.strict).lower()}",
+            f"--exit-timeout-secs={EXIT_S}",
             f"--http-address={self.host}",
             f"--http-port={http}",
             f"--grpc-address={self.host}",
@@ -263,6 +262,8 @@ class Server:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for left in Path("/dev/shm").glob(f"{self._segments}*"):
+            left.unlink(missing_ok=True)
 
 
 def cause(reason: str) -> str:

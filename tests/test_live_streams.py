@@ -261,6 +261,24 @@ def test_a_cancelled_chunk_leaves_the_state_of_before_it_or_after_it(small):
             )
 
 
+def test_a_stream_survives_a_restart_in_the_hands_of_its_client(tmp_path):
+    folder, x = streams_only(tmp_path, SMALL), drawn(9)
+    with Server(folder) as server, contextlib.closing(Wire("grpc", server)) as wire:
+        wire.chunk(5, x[:, :4], start=True)
+        exported = wire.export(5)
+        assert list(Path("/dev/shm").glob(f"{server._segments}*")) != []
+    # Triton waits a while for streams to end; then it goes, by itself and without a trace.
+    assert server.process.returncode >= 0, "it was killed"
+    assert list(Path("/dev/shm").glob(f"{server._segments}*")) == []
+    with Server(folder) as server, contextlib.closing(Wire("grpc", server)) as wire:
+        assert "must specify the START flag" in said(wire, 5, x[:, 4:])
+        states = {"h_0": exported["h_n"], "c_0": exported["c_n"]}
+        got = wire.chunk(5, x[:, 4:], start=True, end=True, **states)
+    want = whole(x)
+    assert_agrees(got["output"], want["output"][:, 4:])
+    assert_agrees(got["c_n"], want["c_n"])
+
+
 def test_a_stream_that_idles_is_forgotten_and_told_to_start(tmp_path):
     """Nothing here needs to be in time: what is waited for comes to pass, soon or late."""
     folder = streams_only(tmp_path, Stream(capacity=1, idle_s=0.2))
