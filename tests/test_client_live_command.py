@@ -81,12 +81,18 @@ def test_readme_streams_as_written(tmp_path, capsys, monkeypatch, protocol):
     assert [output.shape for output in names["outputs"]] == 3 * [(1, 10, 7)]
 
 
+def test_readme_shares_memory_as_written(repository):
+    """With a server of our own: one in another container shares no memory with us."""
+    with Server(repository, models=["lstm"], client_shared_memory=True) as here:
+        names = run_blocks(here.grpc, lambda block: "memory=" in block)
+        with Client(here.grpc, "lstm", timeout_s=10) as client:
+            want = client.infer(np.zeros((1, 64, 7), np.float32))
+    np.testing.assert_allclose(names["shared"].output[:1], want.output, rtol=0, atol=1e-6)
+
+
 def test_readme_runs_as_written(url):
-    names = run_blocks(url, lambda block: "lstm_stream" not in block)
-    with Client(url, "lstm", timeout_s=10) as client:
-        names["zeros"] = client.infer(np.zeros((1, 64, 7), np.float32))
+    names = run_blocks(url, lambda block: "lstm_stream" not in block and "memory=" not in block)
     assert names["first"].c_n is not None
     assert names["second"].h_n is None
-    np.testing.assert_allclose(names["shared"].output[:1], names["zeros"].output, atol=1e-6)
     assert names["last"].shape == names["later"].h_n.shape == names["both"][1].h_n.shape
     assert names["classes"].head.shape == (2, 3, 4)

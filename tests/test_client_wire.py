@@ -35,8 +35,13 @@ class Index(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def http_server(handler):
+def http_server(handler, wrap=None):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.handle_error = lambda *_: None  # a client that went away: the tests' business
+        if wrap is not None:  # the handshake is each connection's own: a bad one stops no other
+            server.socket = wrap.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         server.daemon_threads = False  # closing waits for the connections, and closes them
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

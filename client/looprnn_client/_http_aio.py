@@ -12,7 +12,6 @@ import asyncio
 import gzip
 import io
 import json
-import ssl
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -30,7 +29,7 @@ from tritonclient.utils import (  # type: ignore[import-untyped,unused-ignore]
 )
 from yarl import URL
 
-from looprnn_client.address import TLS, Line
+from looprnn_client.address import Line, context
 from looprnn_client.transport import Answer, Call, Code, Failure, elsewhere
 
 T = TypeVar("T")
@@ -217,15 +216,6 @@ def array(answer: Any, row: Mapping[str, Any]) -> NDArray[Any]:
     if "data" in row or "binary_data_size" in row.get("parameters", {}):
         return cast(NDArray[Any], answer.as_numpy(row["name"]))
     return elsewhere(tuple(row["shape"]), triton_to_np_dtype(row["datatype"]))
-
-
-def context(tls: TLS | None) -> ssl.SSLContext:
-    """Raises OSError (ssl.SSLError is one) for a certificate that cannot be used."""
-    tls = tls or TLS()
-    made = ssl.create_default_context(cafile=tls.root_certificates)
-    if tls.certificate is not None:
-        made.load_cert_chain(tls.certificate, tls.private_key)
-    return made
 
 
 def refusal(status: int, body: bytes) -> Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,21 @@ def line(
         bad = [n for n, v in headers.items() if not (isinstance(n, str) and isinstance(v, str))]
         if bad:
             raise BadInput(f"headers must be strings to strings, got {bad[0]!r} among them")
+    if scheme in ("grpcs", "https"):
+        context(tls)  # gRPC would only log what is wrong with a certificate, and call on
     return Line(scheme=scheme, address=address, headers=headers, compression=compression, tls=tls)
+
+
+def context(tls: TLS | None) -> ssl.SSLContext:
+    """For a connection of ours. Raises BadInput for a certificate that cannot be used."""
+    tls = tls or TLS()
+    try:
+        made = ssl.create_default_context(cafile=tls.root_certificates)
+        if tls.certificate is not None:
+            made.load_cert_chain(tls.certificate, tls.private_key)
+    except OSError as error:  # ssl.SSLError is one
+        raise BadInput(f"{tls}: what the files hold cannot be used: {error}") from error
+    return made
 
 
 def parse(url: str) -> tuple[str, str]:

@@ -1,0 +1,302 @@
+"""TLS, headers and compression on real sockets: a tritonserver's gRPC with certificates, an HTTPS
+double, and servers that tell what headers and bytes came."""
+
+import gzip
+import shutil
+import ssl
+import subprocess
+import zlib
+from contextlib import contextmanager
+from typing import ClassVar
+
+import grpc
+import numpy as np
+import pytest
+from client_both import clients
+from client_doubles import PADDED
+from looprnn_client import TLS, BadInput, Client, Unreachable, list_models
+from slow_model import write_repository
+from test_client_wire import Grpc, Index, http_server
+from tritonclient.grpc import service_pb2_grpc
+
+from looprnn.server import Server
+
+X = np.random.default_rng(5).uniform(-1, 1, (2, 50, 3)).astype(np.float32)
+
+
+def openssl(*words):
+    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """ca.pem, and server and client certificates that it signed, with their keys.
+
+    By the openssl program: a package for it would be one more dependency of the tests.
+    """
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl program is not installed")
+    folder = tmp_path_factory.mktemp("certificates")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for name in ("ca", "stranger"):
+        openssl("req", "-x509", *key, "-days", 2, "-subj", f"/CN=looprnn test {name}",
+                "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem",
+                "-addext", "basicConstraints=critical,CA:TRUE",
+                "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
+    for name in ("server", "client"):
+        request, extra = folder / f"{name}.csr", folder / f"{name}.ext"
+        extra.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n"
+                         "authorityKeyIdentifier=keyid\n")  # fmt: skip
+        openssl("req", "-new", *key, "-subj", f"/CN={name}",
+                "-keyout", folder / f"{name}.key", "-out", request)  # fmt: skip
+        openssl("x509", "-req", "-in", request, "-CA", folder / "ca.pem",
+                "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", 2,
+                "-extfile", extra, "-out", folder / f"{name}.pem")  # fmt: skip
+    return folder
+
+
+class SecureServer(Server):
+    """A tritonserver whose gRPC wants TLS, and a certificate of the client."""
+
+    def __init__(self, repository, folder):
+        super().__init__(repository)
+        self.folder = folder
+
+    def _command(self, installed):
+        return [
+            *super()._command(installed),
+            "--grpc-use-ssl=true",
+            "--grpc-use-ssl-mutual=true",
+            f"--grpc-server-cert={self.folder / 'server.pem'}",
+            f"--grpc-server-key={self.folder / 'server.key'}",
+            f"--grpc-root-cert={self.folder / 'ca.pem'}",
+        ]
+
+
+@pytest.fixture(scope="module")
+def secure_url(certificates, tmp_path_factory):
+    """grpcs:// of a real tritonserver, https:// of a real TLS socket before Triton's answers."""
+    repository = write_repository(tmp_path_factory.mktemp("secure"))
+    with SecureServer(repository, certificates) as triton, https(certificates) as port:
+        yield {"grpc": f"grpcs://{triton.grpc}", "http": f"https://127.0.0.1:{port}"}
+
+
+class Doubling(Index):
+    """Triton's HTTP, as much of it as the model `double`; keeps each request's headers."""
+
+    seen: ClassVar = []
+
+    def do_GET(self):
+        self.seen.append(dict(self.headers))
+        row = {"data_type": "TYPE_FP32"}
+        self.answer(
+            {
+                "max_batch_size": 8,
+                "input": [
+                    row | {"name": "input", "dims": [-1, 3]},
+                    row | {"name": "h_0", "dims": [1, 3]},
+                ],
+                "output": [
+                    row | {"name": "output", "dims": [-1, 3]},
+                    row | {"name": "h_n", "dims": [1, 3]},
+                ],
+            }
+        )
+
+    def do_POST(self):
+        self.seen.append(dict(self.headers))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(
+            self.headers.get("Content-Encoding"), bytes
+        )(body)
+        if self.path.endswith("index"):
+            return self.answer([{"name": "double", "version": "1", "state": "READY"}])
+        x = np.frombuffer(body[int(self.headers["Inference-Header-Content-Length"]) :], "<f4")
+        x = x.reshape(-1, 50, 3)
+        rows = [("output", x * 2), ("h_n", np.zeros((len(x), 1, 3)))]
+        self.answer(
+            {
+                "outputs": [
+                    {"name": n, "datatype": "FP32", "shape": a.shape, "data": a.ravel().tolist()}
+                    for n, a in rows
+                ]
+            }
+        )
+
+
+@contextmanager
+def https(folder):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    context.load_verify_locations(folder / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with http_server(Doubling, wrap=context) as port:
+        yield port
+
+
+def identity(folder, roots="ca"):
+    return TLS(
+        root_certificates=folder / f"{roots}.pem",
+        certificate=folder / "client.pem",
+        private_key=folder / "client.key",
+    )
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_answers_over_tls(secure_url, certificates, protocol, kind):
+    tls = identity(certificates)
+    with (
+        clients(kind) as connect,
+        connect(secure_url[protocol], "double", timeout_s=20, tls=tls) as client,
+    ):
+        np.testing.assert_allclose(client.infer(X).output, 2 * X, rtol=0, atol=1e-6)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_models_listed_over_tls(secure_url, certificates, protocol):
+    (found,) = list_models(secure_url[protocol], timeout_s=20, tls=identity(certificates))
+    assert (found.name, found.state) == ("double", "READY")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+@pytest.mark.parametrize("wrong", ["stranger_signed_it", "no_certificate_of_ours", "no_roots"])
+def test_certificates_that_do_not_do(secure_url, certificates, protocol, kind, wrong):
+    tls = {
+        "stranger_signed_it": identity(certificates, roots="stranger"),
+        "no_certificate_of_ours": TLS(root_certificates=certificates / "ca.pem"),
+        "no_roots": None,
+    }[wrong]
+    with (
+        clients(kind) as connect,
+        connect(secure_url[protocol], "double", timeout_s=20, tls=tls) as client,
+        pytest.raises(Unreachable),
+    ):
+        client.infer(X)
+
+
+@pytest.mark.live
+def test_plain_client_at_a_secure_port(secure_url):
+    url = secure_url["grpc"].replace("grpcs", "grpc")
+    with Client(url, "double", timeout_s=20) as client, pytest.raises(Unreachable):
+        client.infer(X)
+
+
+def test_tls_to_a_plain_address(tmp_path):
+    (tmp_path / "ca.pem").write_text("")
+    tls = TLS(root_certificates=tmp_path / "ca.pem")
+    with pytest.raises(BadInput, match="write grpcs://localhost:8001"):
+        Client("localhost:8001", "double", timeout_s=1, tls=tls)
+
+
+def test_certificate_that_is_none(tmp_path):
+    with pytest.raises(BadInput, match="there is no such file"):
+        TLS(root_certificates=tmp_path / "none.pem")
+    with pytest.raises(BadInput, match="together"):
+        TLS(certificate=__file__)
+    (tmp_path / "ca.pem").write_text("not a certificate")
+    tls = TLS(root_certificates=tmp_path / "ca.pem")
+    with pytest.raises(BadInput, match="cannot be used"):
+        Client("https://localhost:8001", "double", timeout_s=1, tls=tls)
+
+
+# ── headers and compression ──────────────────────────────────────────────────────────────────────
+
+
+class Listening(Grpc):
+    """Keeps each call's metadata."""
+
+    def __init__(self):
+        self.seen = []
+
+    def ModelConfig(self, request, context):
+        from google.protobuf.json_format import ParseDict
+        from tritonclient.grpc import service_pb2
+
+        self.seen.append(dict(context.invocation_metadata()))
+        return ParseDict({"config": PADDED}, service_pb2.ModelConfigResponse())
+
+    def ModelInfer(self, request, context):
+        self.seen.append(dict(context.invocation_metadata()))
+        context.abort(grpc.StatusCode.INTERNAL, "enough")
+
+
+@contextmanager
+def listening(protocol):
+    """(url, the headers of each call)"""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if protocol == "http":
+        Doubling.seen = []
+        with http_server(Doubling) as port:
+            yield f"http://127.0.0.1:{port}", Doubling.seen
+        return
+    triton, server = Listening(), grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", triton.seen
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_headers_go_with_every_call(protocol, kind):
+    tokens = iter(["first", "second", "third"])
+
+    def headers():
+        return {"Authorization": f"Bearer {next(tokens)}"}
+
+    with listening(protocol) as (url, seen), clients(kind) as connect:
+        with connect(url, "double", timeout_s=20, headers=headers) as client:
+            _ = client.signature
+        with connect(url, "double", timeout_s=20, headers={"X-Team": "blue"}) as client:
+            _ = client.signature
+    lower = [{name.lower(): value for name, value in call.items()} for call in seen]
+    assert lower[0]["authorization"] == "Bearer first"
+    assert lower[1]["x-team"] == "blue"
+    assert "authorization" not in lower[1]
+
+
+@pytest.mark.parametrize("headers", [{"a": 1}, {1: "a"}])
+def test_headers_that_are_none(headers):
+    with pytest.raises(BadInput, match="strings to strings"):
+        Client("localhost:8001", "double", timeout_s=1, headers=headers)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_compressed_over_http(compression, kind):
+    with (
+        listening("http") as (url, seen),
+        clients(kind) as connect,
+        connect(url, "double", timeout_s=20, compression=compression) as client,
+    ):
+        np.testing.assert_allclose(client.infer(X).output, 2 * X, rtol=0, atol=1e-6)
+    assert seen[-1]["Content-Encoding"] == seen[-1]["Accept-Encoding"] == compression
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_compressed_is_the_same_answer(url, compression, kind):
+    x = np.zeros((2, 40, 7), np.float32)
+    with Client(url, "lstm", timeout_s=20) as client:
+        want = client.infer(x)
+    with (
+        clients(kind) as connect,
+        connect(url, "lstm", timeout_s=20, compression=compression) as client,
+    ):
+        got = client.infer(x)
+    np.testing.assert_array_equal(got.output, want.output)
+
+
+def test_compression_that_is_none():
+    with pytest.raises(BadInput, match="compression must be one of"):
+        Client("localhost:8001", "double", timeout_s=1, compression="zip")
