@@ -28,12 +28,14 @@ from looprnn_client._grpc_codec import (
     decode_chunk,
     encode,
     failure,
+    last,
     options,
 )
 from looprnn_client.address import Line
 from looprnn_client.transport import Answer, Call, Code, Failure
 
 T = TypeVar("T")
+GRACE_S = 1.0  # for a call without streams to end
 RAISED = (grpc.RpcError, ValueError)
 
 
@@ -100,7 +102,7 @@ class GrpcTransport:
     def close(self) -> None:
         with self._opening:
             if self._lane is not None:
-                self._lane.cancel()
+                self._lane.close()
         self._channel.close()
 
     def _ask(self, method: Callable[..., T], request: Any, timeout_s: float) -> T:
@@ -111,7 +113,7 @@ class GrpcTransport:
 
     def _open(self) -> Lane:
         with self._opening:
-            if self._lane is None or self._lane.ended is not None:
+            if self._lane is None or self._lane.over:
                 try:
                     self._lane = Lane(self._stub, options(self._to))
                 except RAISED as error:
@@ -140,31 +142,51 @@ class Lane:
 
     Triton answers such a call in the order of its requests: one that waits holds up all behind it.
     A chunk with START may wait until another stream ends, so it is sent as a call of its own.
+    The call ends with the last of its streams: a server does not stop while there is one.
     """
 
     def __init__(self, stub: Any, with_options: dict[str, Any]) -> None:
-        self.ended: Failure | None = None
+        self.over = False
+        self._ended: Failure | None = None
+        self._live: set[str] = set()
         self._ids = itertools.count(1)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
         self._call = stub.ModelStreamInfer(iter(self._requests.get, None), **with_options)
-        threading.Thread(target=self._read, name="looprnn-client-streams", daemon=True).start()
+        self._reader = threading.Thread(
+            target=self._read, name="looprnn-client-streams", daemon=True
+        )
+        self._reader.start()
 
     def send(self, request: Any) -> Future[Any]:
         """The response to come. Raises Failure when the call has ended."""
         sent: Future[Any] = Future()
         with self._lock:
-            if self.ended is not None:
-                raise Failure(self.ended.code, self.ended.words)
+            if self._ended is not None:
+                raise Failure(self._ended.code, self._ended.words)
             request.id = str(next(self._ids))
             self._waiting[request.id] = sent
             self._requests.put(request)
+            if last(request, self._live):
+                self.over = True
+                self._requests.put(None)
         return sent
 
     def give_up(self, request: Any) -> None:
         """A response to this request is no longer waited for."""
         self._waiting.pop(request.id, None)
+
+    def close(self) -> None:
+        """Calls under way fail. A call that is merely open is ended in order: one that is cancelled
+        keeps Triton from stopping for as long as it may."""
+        with self._lock:
+            self.over = True
+            self._requests.put(None)
+            busy = bool(self._waiting)
+        if not busy:
+            self._reader.join(GRACE_S)
+        self.cancel()
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -179,7 +201,7 @@ class Lane:
         except grpc.RpcError as error:
             ended = failure(error)
         with self._lock:
-            self.ended = ended
+            self.over, self._ended = True, ended
             left, self._waiting = self._waiting, {}
         self._requests.put(None)  # ends gRPC's own thread, which reads them
         for waiting in left.values():

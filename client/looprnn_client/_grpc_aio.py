@@ -15,7 +15,7 @@ from tritonclient.grpc import (
     service_pb2_grpc,
 )
 
-from looprnn_client._grpc import RAISED, as_json, registration, removal
+from looprnn_client._grpc import GRACE_S, RAISED, as_json, registration, removal
 from looprnn_client._grpc_codec import (
     CHANNEL,
     CLOSED,
@@ -25,6 +25,7 @@ from looprnn_client._grpc_codec import (
     decode_chunk,
     encode,
     failure,
+    last,
     options,
 )
 from looprnn_client.address import Line
@@ -115,7 +116,7 @@ class AsyncGrpcTransport:
             raise  # the task was cancelled: its own affair
 
     def _open(self) -> AsyncLane:
-        if self._lane is None or self._lane.ended is not None:
+        if self._lane is None or self._lane.over:
             try:
                 self._lane = AsyncLane(self._stub(), options(self._to))
             except (*RAISED, grpc.aio.UsageError) as error:
@@ -127,7 +128,9 @@ class AsyncLane:
     """See `_grpc.Lane`."""
 
     def __init__(self, stub: Any, with_options: dict[str, Any]) -> None:
-        self.ended: Failure | None = None
+        self.over = False
+        self._ended: Failure | None = None
+        self._live: set[str] = set()
         self._ids = itertools.count(1)
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
@@ -135,17 +138,24 @@ class AsyncLane:
         self._reader = asyncio.create_task(self._read())
 
     def send(self, request: Any) -> asyncio.Future[Any]:
-        if self.ended is not None:
-            raise Failure(self.ended.code, self.ended.words)
+        if self._ended is not None:
+            raise Failure(self._ended.code, self._ended.words)
         request.id = str(next(self._ids))
         sent = self._waiting[request.id] = asyncio.get_running_loop().create_future()
         self._requests.put_nowait(request)
+        if last(request, self._live):
+            self.over = True
+            self._requests.put_nowait(None)
         return sent
 
     def give_up(self, request: Any) -> None:
         self._waiting.pop(request.id, None)
 
     async def close(self) -> None:
+        self.over = True
+        self._requests.put_nowait(None)
+        if not self._waiting:
+            await asyncio.wait([self._reader], timeout=GRACE_S)
         self._call.cancel()
         await self._reader
 
@@ -164,7 +174,7 @@ class AsyncLane:
             ended = failure(error)
         except asyncio.CancelledError:
             ended = Failure(Code.INTERNAL, CLOSED)
-        self.ended = ended
+        self.over, self._ended = True, ended
         self._requests.put_nowait(None)
         for waiting in self._waiting.values():
             if not waiting.done():

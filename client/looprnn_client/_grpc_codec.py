@@ -36,7 +36,7 @@ CHANNEL = [
     # back would stay "unreachable" that long
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 500),
 ]
 CLOSED = "the connection was closed"
 
@@ -90,6 +90,16 @@ def put(tensor: Any, place: Place) -> None:
 def begins(request: Any) -> bool:
     """Whether the request is a stream's first."""
     return bool(request.parameters["sequence_start"].bool_param)
+
+
+def last(request: Any, live: set[str]) -> bool:
+    """Whether no stream is live after this request of one; keeps their ids in `live`."""
+    name = request.parameters["sequence_id"].string_param
+    if not request.parameters["sequence_end"].bool_param:
+        live.add(name)
+        return False
+    live.discard(name)
+    return not live
 
 
 def decode(response: Any) -> Answer:

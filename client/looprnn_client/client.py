@@ -38,7 +38,8 @@ class Client:
     timeout_s: seconds that a whole call may take, its retries and the first one's reading of the
     model included.
     retries: how often a call may be sent again, with growing pauses, when the connection breaks or
-    the server is unavailable; a stream's chunk only where `stream(..., resume=True)` says so.
+    the server is unavailable; a stream's chunk never, or with `stream(..., resume=True)` until the
+    time is up.
     headers: sent with every call, a token say; or a function that gives them, asked each time.
     compression: "gzip" or "deflate" for what is sent; the server chooses for its answers.
     tls: certificates, where the host's usual ones do not do.

@@ -166,7 +166,7 @@ class Core:
             )
         )
 
-    def signature(self, model: str, deadline: float) -> Plan[Signature]:
+    def signature(self, model: str, deadline: float, *, patient: bool = False) -> Plan[Signature]:
         """From the server at first use, by one caller at a time."""
         known = self._signatures.get(model)
         if known is not None:
@@ -176,7 +176,7 @@ class Core:
             known = self._signatures.get(model)
             if known is None:
                 config = yield from self.again(
-                    deadline, lambda: self.transport.config(model, left(deadline))
+                    deadline, lambda: self.transport.config(model, left(deadline)), patient
                 )
                 known = self._signatures[model] = Signature.from_config(model, config)
             return known
@@ -211,9 +211,10 @@ class Core:
             self._signatures.pop(model, None)  # it may have been replaced by one that would agree
             raise
 
-    def again(self, deadline: float, step: Callable[[], Any]) -> Plan[Any]:
-        """The step's answer, tried again after a pause where that is safe and there is time."""
-        for pause in pauses(self.retries):
+    def again(self, deadline: float, step: Callable[[], Any], patient: bool = False) -> Plan[Any]:
+        """The step's answer, tried again after a pause where that is safe and there is time;
+        patient: until then, whatever `retries` says."""
+        for pause in pauses(None if patient else self.retries):
             try:
                 return (yield step)
             except Failure as failure:

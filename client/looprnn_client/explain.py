@@ -61,7 +61,7 @@ def explain(
             f"{url}: no answer within {timeout_s:g} s ({words}). "
             "Give a longer timeout_s, or see whether the server is overloaded"
         )
-    if failure.code in (Code.UNREACHABLE, Code.BROKEN):
+    if failure.code is Code.UNREACHABLE or (failure.code is Code.BROKEN and model is None):
         return _unreachable(url, words)
     if failure.code is Code.INVALID and "unknown model" not in words:
         return BadInput(f"{model} at {url} refused the request: {words}")
@@ -70,7 +70,7 @@ def explain(
     try:
         models = yield from index
     except Failure as second:
-        if failure.code is Code.UNAVAILABLE and second.code in NO_SERVER:
+        if failure.code in (Code.BROKEN, Code.UNAVAILABLE) and second.code in NO_SERVER:
             return _unreachable(url, words)
         return ServerError(f"{url}: {words} (nor can its list of models be read: {second.words})")
     return _about_the_model(words, url, model, models)

@@ -122,7 +122,7 @@ class StreamCore:
 
     def _read(self, deadline: float) -> Plan[Signature]:
         """The model's signature, which must hold streams and fit the state to go on from."""
-        signature = yield from self.core.signature(self.model, deadline)
+        signature = yield from self.core.signature(self.model, deadline, patient=self.resume)
         if not signature.streaming:
             raise BadInput(
                 f"{self.model} holds no streams; build its variant with streaming = true, which "
@@ -142,7 +142,7 @@ class StreamCore:
         """One chunk's answer: the stream is behind the chunk then. When something is raised, it is
         before it, or lost."""
         wire = self.core.transport
-        for pause in pauses(self.core.retries):
+        for pause in pauses(None if self.resume else 0):
             request, remaining = self._request(arrays, tuple(shapes)), left(deadline)
             try:
                 answer = yield partial(wire.chunk, request, remaining)
@@ -151,22 +151,17 @@ class StreamCore:
                 refused = failure.words.startswith((BAD_INPUT, STREAM_REFUSED))
                 if refused and self._started:
                     raise  # it was not applied
-                gone, broken = is_stream_gone(failure), failure.code in AGAIN
-                self._break_off(tell=not gone and not broken)
-                if refused:
-                    raise
-                if not self.resume:
-                    self._lost = failure.words
-                if self._lost or pause is None or not (gone or broken) or self.core.closed:
+                gone, broken = self._started and is_stream_gone(failure), failure.code in AGAIN
+                self._break_off("" if refused else failure.words, tell=not gone and not broken)
+                if pause is None or not (gone or broken) or self.core.closed:
                     raise
                 if time.monotonic() + pause >= deadline:
                     raise
                 if not gone:
                     yield partial(self.core.waits.sleep, pause)
             except BaseException as error:  # cancelled, or an answer that breaks the contract
-                self._break_off(tell=True)
-                if not self.resume:
-                    self._lost = f"a chunk's answer did not arrive ({type(error).__name__})"
+                words = f"a chunk's answer did not arrive ({type(error).__name__})"
+                self._break_off(words, tell=True)
                 raise
             else:
                 self._started = True
@@ -200,10 +195,15 @@ class StreamCore:
             )
         )
 
-    def _break_off(self, *, tell: bool) -> None:
-        """What comes next is another sequence to the server: nothing late can reach it."""
+    def _break_off(self, why: str, *, tell: bool) -> None:
+        """What comes next is another sequence to the server: nothing late can reach it.
+
+        It begins where this one was last known to be; where that is not known, the stream is lost.
+        """
         if tell:
             self.core.transport.forget(self._farewell())
+        if self._started and not self.resume:
+            self._lost = why
         self._id, self._started = uuid.uuid4().hex, False
 
     def _state(self, result: Result) -> StreamState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -20,13 +21,15 @@ def enter(gate: Gate, deadline: float, words: str) -> Plan[None]:
         raise Failure(Code.TIMEOUT, words)
 
 
-def pauses(retries: int) -> Iterator[float | None]:
-    """Seconds to wait after each failed attempt, doubling; None after the last.
+def pauses(retries: int | None) -> Iterator[float | None]:
+    """Seconds to wait after each failed attempt, doubling; None after the last, if there is one.
 
     Each is drawn from half its length up, so that clients cut off together do not come back so.
     """
-    for attempt in range(retries):
-        yield min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
+    longest = FIRST_PAUSE_S
+    for _ in itertools.count() if retries is None else range(retries):
+        yield longest * random.uniform(0.5, 1)
+        longest = min(2 * longest, LONGEST_PAUSE_S)
     yield None
 
 
