@@ -2,9 +2,11 @@
 chunks, failures, ends and pauses come in.
 """
 
+import re
+
 import numpy as np
 import pytest
-from conftest import VARIANTS
+from conftest import ROOT, VARIANTS
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -153,6 +155,30 @@ def test_an_expired_stream_is_told_so_until_it_starts_again(table, clock):
     chunk(table, 42, end=True)
     with pytest.raises(StreamUnknown, match="^stream 42: unknown"):
         chunk(table, 42)
+
+
+def test_the_words_are_those_of_the_docs(table, clock):
+    """docs/streams.md says what each of them means and what to do."""
+    page = (ROOT / "docs/streams.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^\| `(stream .+?)` \|", page, re.MULTILINE)
+    said = []
+
+    def ask(stream, **flags):
+        with pytest.raises((StreamRefused, StreamUnknown)) as caught:
+            chunk(table, stream, 1, **flags)
+        said.append(str(caught.value))
+
+    for k in (1, 2, 3):
+        chunk(table, k, k, start=True)
+    ask(4, start=True)
+    ask(42)
+    chunk(table, 1, end=True)
+    chunk(table, 42, 1, start=True)
+    clock.now += TTL + 1
+    table.sweep()
+    ask(42)
+    for words, prefix in zip(said, explained, strict=True):
+        assert words.startswith(prefix)
 
 
 def test_what_is_remembered_of_expired_streams_is_bounded(table, clock):
