@@ -41,8 +41,7 @@ class TritonPythonModel:
         if not np.isfinite(x).all():
             raise ValueError("bad input: NaN")
         if x[0, 0, 0] == 86:
-            import os
-            os._exit(1)
+            raise ValueError("engine failed: eighty-six")
         if start:
             if len(self.streams) >= CAPACITY:
                 raise ValueError(f"stream refused: capacity {{CAPACITY}} is used up")

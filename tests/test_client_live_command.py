@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from looprnn_client import Client, StreamState
 from looprnn_client.cli import main
-from stream_model import write_repository
 from test_client_live import draw
 
 from looprnn.server import Server
@@ -68,17 +67,13 @@ def run_blocks(url, wanted):
     return names
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_readme_streams_as_written(tmp_path, capsys, monkeypatch, protocol):
+def test_readme_streams_as_written(url, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    repository = write_repository(tmp_path / "models", name="lstm_stream", size=7)
-    with Server(repository) as summing:
-        url = f"{protocol}://{getattr(summing, protocol)}"
-        names = run_blocks(url, lambda block: "lstm_stream" in block)
-    assert capsys.readouterr().out == "(1, 10, 7) 20\n(1, 10, 7) 30\n"
+    names = run_blocks(url, lambda block: "lstm_stream" in block)
+    assert capsys.readouterr().out == "(1, 10, 5) 20\n(1, 10, 5) 30\n"
     assert names["first"].c_n is not None
-    assert names["again"].output.shape == (1, 10, 7)
-    assert [output.shape for output in names["outputs"]] == 3 * [(1, 10, 7)]
+    assert names["again"].output.shape == (1, 10, 5)
+    assert [output.shape for output in names["outputs"]] == 3 * [(1, 10, 5)]
 
 
 def test_readme_shares_memory_as_written(repository):

@@ -11,6 +11,7 @@ from looprnn_client import (
     BadInput,
     Client,
     LoopRNNClientError,
+    ServerError,
     StreamLost,
     StreamRefused,
     StreamState,
@@ -265,6 +266,18 @@ def test_chunk_the_server_refused_and_the_stream_goes_on(connect, monkeypatch):
                 stream.send(np.full_like(X, np.nan))
             stream.send(X[:, :4])
         assert stream.steps == 8
+        np.testing.assert_allclose(stream.state().h_n, 2 * SUMS[:, 3:4], rtol=0, atol=1e-6)
+
+
+def test_chunk_whose_engine_failed_and_the_stream_goes_on(connect):
+    """The state is that of before, the server says."""
+    sick = X.copy()
+    sick[0, 0, 0] = 86
+    with connect() as client, client.stream() as stream:
+        for _ in range(2):
+            with pytest.raises(ServerError, match="eighty-six"):
+                stream.send(sick)
+            stream.send(X[:, :4])
         np.testing.assert_allclose(stream.state().h_n, 2 * SUMS[:, 3:4], rtol=0, atol=1e-6)
 
 

@@ -22,6 +22,7 @@ from looprnn_client.transport import Code, Failure, ModelState
 
 BAD_INPUT = "bad input: "  # how looprnn's model begins a refusal, whatever the status is
 
+ENGINE_FAILED = "engine failed: "  # in a stream too: its state is that of before
 # how its stream model does: "stream 42: unknown: …", "stream refused: …"
 STREAM_GONE = re.compile(r"stream \S+: (unknown|expired)\b")
 STREAM_REFUSED = "stream refused: "

@@ -19,7 +19,7 @@ import numpy as np
 from looprnn_client.core import AGAIN, Core
 from looprnn_client.drive import Plan
 from looprnn_client.errors import BadInput, LoopRNNClientError, StreamLost
-from looprnn_client.explain import BAD_INPUT, STREAM_REFUSED, is_stream_gone
+from looprnn_client.explain import BAD_INPUT, ENGINE_FAILED, STREAM_REFUSED, is_stream_gone
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState
@@ -28,6 +28,7 @@ from looprnn_client.transport import Call, Failure, Tensor
 
 T = TypeVar("T")
 SUFFIX = "_stream"
+NOT_APPLIED = (BAD_INPUT, ENGINE_FAILED, STREAM_REFUSED)  # the server says so itself
 
 
 class StreamCore:
@@ -148,7 +149,7 @@ class StreamCore:
                 answer = yield partial(wire.chunk, request, remaining)
                 result = self.core.result(self.model, answer, shapes)
             except Failure as failure:
-                refused = failure.words.startswith((BAD_INPUT, STREAM_REFUSED))
+                refused = failure.words.startswith(NOT_APPLIED)
                 if refused and self._started:
                     raise  # it was not applied
                 gone, broken = self._started and is_stream_gone(failure), failure.code in AGAIN
