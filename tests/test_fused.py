@@ -43,14 +43,28 @@ def test_matmuls_of_any_rows_on_a_cpu(batch, precision):
 
 
 @on_cpu
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize(("side", "processors"), [(128, 1), (64, 10), (32, 1000)])
-def test_projections_in_tiles_of_each_size_on_a_cpu(side, processors, precision, monkeypatch):
+@pytest.mark.parametrize(
+    ("precision", "kernel", "inputs", "processors"),
+    [
+        ("fp32", "wide64", 36, 1),
+        ("fp32", "wide32", 36, 1000),
+        ("fp32", "tile64", 35, 1),
+        ("fp16", "rounded128", 36, 1),
+        ("bf16", "rounded64", 35, 10),
+        ("fp16", "rounded32", 35, 1000),
+        ("fp16", "wide64", 36, 10),
+        ("bf16", "wide32", 36, 1000),
+    ],
+)
+def test_projections_in_tiles_of_each_kind_on_a_cpu(
+    precision, kernel, inputs, processors, monkeypatch
+):
     monkeypatch.setattr(fused_steps, "MULTIPROCESSORS", processors)
-    made = case("tiles", layer("rnn", 65, **BOTH), B=2, T=65, I=70, precision=precision)
+    options = {"B": 2, "T": 65, "I": inputs, "precision": precision}
+    made = case("tiles", layer("rnn", 65, **BOTH), **options)
     ways = fused_plan.only_steps(made.spec, "a test")
     launches = fused_plan.program(made.spec, ways, made.B, made.T).launches
-    assert f"wide{side}" in [launch.kernel for launch in launches]
+    assert kernel in [launch.kernel for launch in launches]
     got, _ = run(made.spec, made.weights, made.inputs)
     assert parity.agrees(worst(made, got), precision)
 

@@ -52,13 +52,14 @@ def project(
     directions, width = len(layer.directions), len(layer.gates) * layer.hidden_size
     xw = program.take("xw", rows * directions * width * FLOAT)
     bias = None if layer.layer_norm else At(f"l{k}.bias")
-    if WEIGHT[precision] and rows > 16:
-        _wide(program, precision, x, inputs, At(f"l{k}.w"), xw, bias, (rows, width, directions))
+    sizes = (rows, width, inputs, directions)
+    if rows > 16 and (WEIGHT[precision] or inputs % 4 == 0):
+        _wide(program, precision, x, At(f"l{k}.w"), xw, bias, sizes)
     else:
         product = matmul(
             precision, a=x, a_row=inputs, w=At(f"l{k}.w"), w_row=padded(inputs),
             w_z=width * padded(inputs), bias=bias, c=xw, c_row=directions * width, c_z=width,
-            sizes=(rows, width, inputs, directions),
+            sizes=sizes,
         )  # fmt: skip
         program.operations.append(product)
     if layer.layer_norm:
@@ -79,30 +80,38 @@ def _wide(
     program: Program,
     precision: str,
     x: At,
-    inputs: int,
     w: At,
     c: At,
     bias: At | None,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
 ) -> None:
-    """The matmul of all steps in half types: x is rounded once, then read by many tiles."""
-    (M, N, Z), K, unit = sizes, padded(inputs), matmul_unit(precision).name
-    a = program.take("rounded", M * K * WIDTH[precision])
-    program.operations.append(
-        Launch(unit=unit, kernel="round_rows", struct="Round", grid=(M, 1, 1), block=128,
-               fields={"x": x, "y": a, "I": inputs, "K": K})
-    )  # fmt: skip
+    """The matmul of all steps; sizes are M, N, I and Z."""
+    M, N, inputs, Z = sizes
+    K, unit = padded(inputs), matmul_unit(precision).name
 
     def grid(side: int) -> tuple[int, int, int]:
         return -(-M // side), -(-N // side), Z
 
     # The largest tile of which there are enough to keep the GPU busy.
     enough = {128: MULTIPROCESSORS, 64: MULTIPROCESSORS // 2, 32: 0}
+    if not WEIGHT[precision]:
+        del enough[128]
     side = next(side for side, least in enough.items() if math.prod(grid(side)) >= least)
-    fields = {"a": a, "w": w, "bias": bias, "c": c, "w_z": N * K, "c_row": Z * N, "c_z": N,
-              "M": M, "N": N, "K": K}  # fmt: skip
+    fields: dict[str, Value] = {
+        "x": x, "w": w, "bias": bias, "c": c, "w_z": N * K, "c_row": Z * N, "c_z": N, "M": M,
+        "N": N, "K": K, "I": inputs,
+    }  # fmt: skip
+    # A copy takes 16 bytes; and what many tiles read is better rounded once.
+    rounded = side == 128 or inputs % 4 != 0
+    if rounded:
+        fields["a"] = a = program.take("rounded", M * K * WIDTH[precision])
+        program.operations.append(
+            Launch(unit=unit, kernel="round_rows", struct="Round", grid=(M, 1, 1), block=128,
+                   fields={"x": x, "y": a, "I": inputs, "K": K})
+        )  # fmt: skip
+    kernel = f"{'rounded' if rounded else 'wide'}{side}"
     program.operations.append(
-        Launch(unit=unit, kernel=f"wide{side}", struct="Wide", grid=grid(side),
+        Launch(unit=unit, kernel=kernel, struct="Wide", grid=grid(side),
                block=256 if side == 128 else 128, fields=fields)
     )  # fmt: skip
 

@@ -47,11 +47,11 @@ __device__ __forceinline__ void load_matrices(unsigned out[4], const Weight* row
 }
 #endif
 
-// 16 bytes on their way to shared memory, or 16 zeros; a group ends at copies_end, and copies_wait<N> waits for all
-// groups but the last N.
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
+// 16 bytes on their way to shared memory, of which those after the first `bytes` become 0; a group ends at copies_end,
+// and copies_wait<N> waits for all groups but the last N.
+__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
     const unsigned at = (unsigned)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(valid ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }

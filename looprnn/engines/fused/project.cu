@@ -1,7 +1,83 @@
-// The projection of all steps, in half types: x once rounded to the weights' type, then tiles through a pipeline.
+// The projection of all steps: tiles through a pipeline of copies.
 //
-// c[m][z][n] = Σ_k a[m][k] · w[z][n][k] + bias[z][n]; a [M, K] and w [Z, N, K] weights, K a multiple of 32, padded
-// with zeros; bias [Z, N] float or null; c float. z is blockIdx.z.
+// c[m][z][n] = Σ_k x[m][k] · w[z][n][k] + bias[z][n]; x [M, I] float, w [Z, N, K] weights, I padded with zeros to K, a
+// multiple of 32; bias [Z, N] float or null; c float. z is blockIdx.z. A block has a tile of S × S, and pieces of 32
+// of K, STAGES - 1 of them on their way. In shared memory, 16-byte chunk c of row r lies where neither copies nor
+// fragments meet in a bank: at c ^ r % 8 in rows of 128 bytes, at c ^ r / 2 % 4 in rows of 64.
+
+template <class T> __device__ __forceinline__ int at(int row, int chunk) {
+    return sizeof(T) == 4 ? row * 32 + (chunk ^ row % 8) * 4 : row * 32 + (chunk ^ row / 2 % 4) * 8;
+}
+
+// Rows m0 … m0 + S - 1 of a matrix of `rows` rows, `row` elements apart, of which the first `columns` are read.
+template <int S, int THREADS, class T>
+__device__ __forceinline__ void fetch(T* to, const T* from, int m0, int rows, long long row, int k0, int columns) {
+    constexpr int CHUNK = 16 / sizeof(T), CHUNKS = 32 / CHUNK;
+    #pragma unroll
+    for (int i = 0; i < S * CHUNKS / THREADS; i++) {
+        const int r = (threadIdx.x + i * THREADS) / CHUNKS, chunk = threadIdx.x % CHUNKS, k = k0 + chunk * CHUNK;
+        const int left = m0 + r < rows ? columns - k : 0;
+        const int bytes = left >= CHUNK ? 16 : left > 0 ? left * (int)sizeof(T) : 0;
+        copy_async(to + at<T>(r, chunk), bytes ? from + (m0 + r) * row + k : from, bytes);
+    }
+}
+
+#if WEIGHT == 0
+
+// 8 threads along M, 16 along N, each with every eighth row and every sixteenth column.
+template <int S> __device__ __forceinline__ void wide(const Wide& o) {
+    constexpr int STAGES = 3, TM = S / 8, TN = S / 16;
+    __shared__ __align__(128) float as[STAGES][S * 32], ws[STAGES][S * 32];
+    const int m0 = blockIdx.x * S, n0 = blockIdx.y * S, row = threadIdx.x / 16, column = threadIdx.x % 16;
+    const int pieces = o.K / 32;
+    const float* const w = o.w + blockIdx.z * o.w_z;
+    float sum[TM][TN] = {};
+    auto start = [&](int piece) {
+        if (piece < pieces) {
+            fetch<S, 128>(as[piece % STAGES], (const float*)o.x, m0, o.M, o.I, piece * 32, o.I);
+            fetch<S, 128>(ws[piece % STAGES], w, n0, o.N, o.K, piece * 32, o.K);
+        }
+        copies_end();
+    };
+    #pragma unroll
+    for (int piece = 0; piece < STAGES - 1; piece++) start(piece);
+    for (int piece = 0; piece < pieces; piece++) {
+        copies_wait<STAGES - 2>();
+        __syncthreads();  // the piece is here, and the one before it is used up
+        start(piece + STAGES - 1);
+        const float *const a = as[piece % STAGES], *const b = ws[piece % STAGES];
+        #pragma unroll
+        for (int chunk = 0; chunk < 8; chunk++) {
+            float4 fa[TM], fb[TN];
+            #pragma unroll
+            for (int i = 0; i < TM; i++) fa[i] = *(const float4*)(a + at<float>(row + i * 8, chunk));
+            #pragma unroll
+            for (int j = 0; j < TN; j++) fb[j] = *(const float4*)(b + at<float>(column + j * 16, chunk));
+            #pragma unroll
+            for (int i = 0; i < TM; i++)
+                #pragma unroll
+                for (int j = 0; j < TN; j++) {
+                    sum[i][j] += fa[i].x * fb[j].x;
+                    sum[i][j] += fa[i].y * fb[j].y;
+                    sum[i][j] += fa[i].z * fb[j].z;
+                    sum[i][j] += fa[i].w * fb[j].w;
+                }
+        }
+    }
+    #pragma unroll
+    for (int i = 0; i < TM; i++)
+        #pragma unroll
+        for (int j = 0; j < TN; j++) {
+            const int m = m0 + row + i * 8, n = n0 + column + j * 16;
+            if (m < o.M && n < o.N)
+                o.c[m * o.c_row + blockIdx.z * o.c_z + n] = sum[i][j] + (o.bias ? o.bias[blockIdx.z * o.N + n] : 0.f);
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(128) wide32(const Wide o) { wide<32>(o); }
+extern "C" __global__ void __launch_bounds__(128) wide64(const Wide o) { wide<64>(o); }
+
+#else
 
 // y [rows, K] = x [rows, I], rounded, and zeros from I on; a block a row.
 extern "C" __global__ void __launch_bounds__(128) round_rows(const Round o) {
@@ -9,43 +85,53 @@ extern "C" __global__ void __launch_bounds__(128) round_rows(const Round o) {
         o.y[(long long)blockIdx.x * o.K + k] = narrowed(k < o.I ? o.x[(long long)blockIdx.x * o.I + k] : 0.f);
 }
 
-// A tile of S × S by WARPS warps, 2 along M; K in pieces of 32, STAGES - 1 of them on their way. Rows of 64 bytes lie
-// swizzled: 16-byte chunk c of row r is at c ^ (r / 2 % 4), so that neither copies nor fragments meet in a bank.
-template <int S, int WARPS> __device__ __forceinline__ void wide(const Wide& o) {
-    constexpr int K = 32, STAGES = 3, M = S / 2, N = S * 2 / WARPS, TM = M / 16, TN = N / 8;
-    __shared__ __align__(128) Weight as[STAGES][S * K], ws[STAGES][S * K];
+// The fragment of a tile of 16 × 16 at (row, chunk · 8), for multiply_add.
+__device__ __forceinline__ void fragment(unsigned out[4], const Weight* a, int row, int chunk) {
+    const int lane = threadIdx.x % 32;
+    load_matrices(out, a + at<Weight>(row + lane % 16, chunk + lane / 16));
+}
+__device__ __forceinline__ void fragment(unsigned out[4], const float* a, int row, int chunk) {
+    const int lane = threadIdx.x % 32, q = lane % 4;
+    #pragma unroll
+    for (int part = 0; part < 4; part++) {
+        const int r = row + lane / 4 + part % 2 * 8, k = (chunk + part / 2) * 8 + q * 2;
+        const float* const two = a + at<float>(r, k / 4) + k % 4;
+        out[part] = narrowed(two[0]) | (unsigned)narrowed(two[1]) << 16;
+    }
+}
+
+// By WARPS warps, 2 along M. A is Weight where round_rows went before, float where x is read as it is.
+template <int S, int WARPS, class A> __device__ __forceinline__ void wide(const Wide& o, const A* x, int columns) {
+    constexpr int STAGES = 3, M = S / 2, N = S * 2 / WARPS, TM = M / 16, TN = N / 8;
+    __shared__ __align__(128) A as[STAGES][S * 32];
+    __shared__ __align__(128) Weight ws[STAGES][S * 32];
     const int tid = threadIdx.x, lane = tid % 32, m0 = blockIdx.x * S, n0 = blockIdx.y * S;
-    const int row = tid / 32 % 2 * M, column = tid / 64 * N, pieces = o.K / K;
+    const int row = tid / 32 % 2 * M, column = tid / 64 * N, pieces = o.K / 32;
     const Weight* const w = o.w + blockIdx.z * o.w_z;
     float sum[TM][TN][4] = {};
-    auto at = [](int r, int chunk) { return r * K + (chunk ^ (r / 2 % 4)) * 8; };
-    auto fetch = [&](int piece) {
+    auto start = [&](int piece) {
         if (piece < pieces) {
-            #pragma unroll
-            for (int i = 0; i < S * 4 / (WARPS * 32); i++) {
-                const int r = (tid + i * WARPS * 32) / 4, chunk = tid % 4, k = piece * K + chunk * 8;
-                const bool in_a = m0 + r < o.M, in_w = n0 + r < o.N;
-                copy_async(&as[piece % STAGES][at(r, chunk)], o.a + (in_a ? m0 + r : 0) * (long long)o.K + k, in_a);
-                copy_async(&ws[piece % STAGES][at(r, chunk)], w + (in_w ? n0 + r : 0) * (long long)o.K + k, in_w);
-            }
+            fetch<S, WARPS * 32>(as[piece % STAGES], x, m0, o.M, columns, piece * 32, columns);
+            fetch<S, WARPS * 32>(ws[piece % STAGES], w, n0, o.N, o.K, piece * 32, o.K);
         }
         copies_end();
     };
     #pragma unroll
-    for (int piece = 0; piece < STAGES - 1; piece++) fetch(piece);
+    for (int piece = 0; piece < STAGES - 1; piece++) start(piece);
     for (int piece = 0; piece < pieces; piece++) {
         copies_wait<STAGES - 2>();
         __syncthreads();  // the piece is here, and the one before it is used up
-        fetch(piece + STAGES - 1);
-        const Weight *const a = as[piece % STAGES], *const b = ws[piece % STAGES];
+        start(piece + STAGES - 1);
+        const A* const a = as[piece % STAGES];
+        const Weight* const b = ws[piece % STAGES];
         #pragma unroll
-        for (int k = 0; k < K / 8; k += 2) {
+        for (int chunk = 0; chunk < 4; chunk += 2) {
             unsigned fa[TM][4], fb[TN / 2][4];
             #pragma unroll
-            for (int i = 0; i < TM; i++) load_matrices(fa[i], a + at(row + i * 16 + lane % 16, k + lane / 16));
+            for (int i = 0; i < TM; i++) fragment(fa[i], a, row + i * 16, chunk);
             #pragma unroll
             for (int j = 0; j < TN / 2; j++)
-                load_matrices(fb[j], b + at(column + j * 16 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+                load_matrices(fb[j], b + at<Weight>(column + j * 16 + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
             #pragma unroll
             for (int i = 0; i < TM; i++)
                 #pragma unroll
@@ -66,6 +152,10 @@ template <int S, int WARPS> __device__ __forceinline__ void wide(const Wide& o) 
             }
 }
 
-extern "C" __global__ void __launch_bounds__(128) wide32(const Wide o) { wide<32, 4>(o); }
-extern "C" __global__ void __launch_bounds__(128) wide64(const Wide o) { wide<64, 4>(o); }
-extern "C" __global__ void __launch_bounds__(256) wide128(const Wide o) { wide<128, 8>(o); }
+extern "C" __global__ void __launch_bounds__(128) wide32(const Wide o) { wide<32, 4>(o, (const float*)o.x, o.I); }
+extern "C" __global__ void __launch_bounds__(128) wide64(const Wide o) { wide<64, 4>(o, (const float*)o.x, o.I); }
+extern "C" __global__ void __launch_bounds__(128) rounded32(const Wide o) { wide<32, 4>(o, o.a, o.K); }
+extern "C" __global__ void __launch_bounds__(128) rounded64(const Wide o) { wide<64, 4>(o, o.a, o.K); }
+extern "C" __global__ void __launch_bounds__(256) rounded128(const Wide o) { wide<128, 8>(o, o.a, o.K); }
+
+#endif
