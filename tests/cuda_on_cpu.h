@@ -15,6 +15,7 @@
 
 struct dim3 { unsigned x, y, z; };
 struct float4 { float x, y, z, w; };
+struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 static dim3 blockIdx, blockDim, gridDim, threadIdx;
 

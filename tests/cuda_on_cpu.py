@@ -60,7 +60,7 @@ def run(spec, weights, inputs):
     """
     batch, time = inputs["input"].shape[:2]
     ways = fused_plan.only_steps(spec, "a CPU")
-    program = fused_plan.program(spec, ways, batch, time)
+    program = fused_plan.program(spec, ways, batch, time, hopper=False)
     units = fused_plan.units(spec, ways)
     buffers = pack_weights(spec, weights)
     shapes = spec.shapes(batch, time)

@@ -37,7 +37,7 @@ def test_any_spec_on_a_cpu(spec, batch, time, seed):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("batch", [1, 7, 9, 17, 65])  # each kernel of matmul.cu, and its edges
 def test_matmuls_of_any_rows_on_a_cpu(batch, precision):
-    made = case("rows", layer("lstm", 37, **BOTH), B=batch, T=3, I=41, precision=precision)
+    made = case("rows", layer("lstm", 36, **BOTH), B=batch, T=3, I=41, precision=precision)
     got, _ = run(made.spec, made.weights, made.inputs)
     assert parity.agrees(worst(made, got), precision)
 
@@ -49,11 +49,11 @@ def test_matmuls_of_any_rows_on_a_cpu(batch, precision):
         ("fp32", "wide64", 36, 1),
         ("fp32", "wide32", 36, 1000),
         ("fp32", "tile64", 35, 1),
-        ("fp16", "rounded128", 36, 1),
-        ("bf16", "rounded64", 35, 10),
-        ("fp16", "rounded32", 35, 1000),
+        ("fp16", "rounded128", 35, 1),
         ("fp16", "wide64", 36, 10),
         ("bf16", "wide32", 36, 1000),
+        ("bf16", "tile64", 35, 10),
+        ("fp16", "tile32", 35, 1000),
     ],
 )
 def test_projections_in_tiles_of_each_kind_on_a_cpu(
@@ -63,7 +63,7 @@ def test_projections_in_tiles_of_each_kind_on_a_cpu(
     options = {"B": 2, "T": 65, "I": inputs, "precision": precision}
     made = case("tiles", layer("rnn", 65, **BOTH), **options)
     ways = fused_plan.only_steps(made.spec, "a test")
-    launches = fused_plan.program(made.spec, ways, made.B, made.T).launches
+    launches = fused_plan.program(made.spec, ways, made.B, made.T, hopper=False).launches
     assert kernel in [launch.kernel for launch in launches]
     got, _ = run(made.spec, made.weights, made.inputs)
     assert parity.agrees(worst(made, got), precision)

@@ -114,6 +114,15 @@ def test_shapes(opened, cell, precision, shape):
     check(opened(spec), spec, batch, time)
 
 
+@pytest.mark.parametrize("inputs", [70, 96, 257])  # of K: padded, whole, odd
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_projections_by_the_largest_tiles(opened, precision, inputs):
+    spec = one("lstm", 257, inputs=inputs, batch=33, time=64, precision=precision)
+    launches = fused_plan.program(spec, fused_plan.choose(spec), 33, 64).launches
+    assert "grouped128" in [launch.kernel for launch in launches]
+    check(opened(spec), spec, 33, 64)
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(opened, data):

@@ -125,13 +125,15 @@ def packed_name(layer: int, plan: PersistentPlan) -> str:
     return f"l{layer}.r.{persistent_unit(plan).name}"
 
 
-def program(spec: RNNSpec, ways: Sequence[Way], batch: int, time: int) -> Program:
+def program(
+    spec: RNNSpec, ways: Sequence[Way], batch: int, time: int, *, hopper: bool = True
+) -> Program:
     """Everything that happens to B rows of T steps, between the copies in and out.
 
     Buffers: the packed weights by their names, the spec's inputs and outputs, `failed` [1] int32,
     and scratch. h_n and c_n hold the initial states before, and the last ones after.
     """
-    made = Program(operations=[Zero("failed", FLOAT)])
+    made = Program(hopper, operations=[Zero("failed", FLOAT)])
     rows, lengths = batch * time, At("lengths") if spec.lengths else None
     x, inputs = At("input"), spec.input_size
     if spec.vocabulary:

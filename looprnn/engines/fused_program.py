@@ -23,8 +23,6 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
     "Matmul": {"a": "f", "w": "w", "bias": "f", "c": "f", "a_row": "L", "a_z": "L", "w_row": "L",
                "w_z": "L", "c_row": "L", "c_z": "L", "M": "I", "N": "I", "K": "I"},
     "Round": {"x": "f", "y": "W", "I": "I", "K": "I"},
-    "Wide": {"x": "f", "a": "w", "w": "w", "bias": "f", "c": "f", "w_z": "L", "c_row": "L",
-             "c_z": "L", "M": "I", "N": "I", "K": "I", "I": "I"},
     "Norm": {"x": "f", "scale": "f", "bias": "f", "N": "I"},
     "Step": {"xw": "f", "hr": "f", "h": "f", "c": "f", "y": "f", "lengths": "i", "bias_n": "f",
              "peepholes": "f", "norm_hr": "f", "norm_c": "f", "shift_c": "f", "full": "f",
@@ -123,8 +121,11 @@ Operation = Launch | Loop | Zero
 class Program:
     """Operations in order, and the bytes of the buffers that are neither weights nor tensors of
     the spec.
+
+    hopper: for compute capability 9.0, whose own instructions some kernels are made of.
     """
 
+    hopper: bool
     operations: list[Operation] = field(default_factory=list)
     scratch: dict[str, int] = field(default_factory=dict)
 

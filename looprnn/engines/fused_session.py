@@ -85,7 +85,8 @@ class FusedSession:
         """The modules, and the ways of the file that this GPU can go."""
         gpu = cuda.gpu(self.device)
         units, cubins, self.ways = file.units, file.cubins, list(file.ways)
-        if gpu.capability != CAPABILITY:
+        self._hopper = gpu.capability == CAPABILITY
+        if not self._hopper:
             from looprnn.engines import fused_compile  # needs NVRTC
 
             self.ways = fused_plan.only_steps(self.spec, f"this is {gpu}")
@@ -101,10 +102,13 @@ class FusedSession:
                 self.ways[k] = dataclasses.replace(way, plan=None, why=why)
                 log.warning("%s: layer %d step by step: %s", self.path, way.layer, why)
 
+    def _program(self, batch: int, time: int) -> Program:
+        return fused_plan.program(self.spec, self.ways, batch, time, hopper=self._hopper)
+
     def _fits(self, way: Way, multiprocessors: int) -> bool:
         """Whether blocks that wait for each other are resident together."""
         assert way.plan is not None
-        program = fused_plan.program(self.spec, self.ways, way.last, 1)
+        program = self._program(way.last, 1)
         launch = next(
             op
             for op in program.launches
@@ -119,7 +123,7 @@ class FusedSession:
         most, spec = self.spec.profile, self.spec
         sizes = {"failed": ELEMENT}
         for batch in sorted({most.batch.max, *(way.last for way in self.ways)}):
-            program = fused_plan.program(spec, self.ways, batch, most.time.max)
+            program = self._program(batch, most.time.max)
             for name, size in program.scratch.items():
                 sizes[name] = max(size, sizes.get(name, 0))
         for name, shape in spec.shapes(most.batch.max, most.time.max).items():
@@ -162,7 +166,7 @@ class FusedSession:
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key][0]
-        program = fused_plan.program(self.spec, self.ways, batch, time)
+        program = self._program(batch, time)
         for launch in program.launches:
             self._kernel(launch)
         size = program.length

@@ -49,7 +49,7 @@ def matmul_unit(precision: str) -> Unit:
     weight = WEIGHT[precision]
     text = f"#define WEIGHT {weight}\n" + _read("hardware.cu") + declaration("Matmul")
     text += _read("matmul.cu")
-    text += declaration("Round") + declaration("Wide") + _read("project.cu")
+    text += declaration("Round") + _read("wide.cu")
     return Unit(f"matmul.{('fp32', 'fp16', 'bf16')[weight]}", text)
 
 

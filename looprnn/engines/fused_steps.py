@@ -3,6 +3,7 @@
 This way serves every layer of any size; what the persistent kernels cover goes another.
 """
 
+import dataclasses
 import math
 from typing import Final
 
@@ -13,6 +14,7 @@ from looprnn.spec import Layer
 
 FLOAT: Final = 4  # bytes
 WIDTH: Final = {"fp32": 4, "fp16": 2, "fp16_state": 2, "bf16": 2}  # of a weight, in bytes
+LARGE: Final = 128  # the side of the largest tile
 MULTIPROCESSORS: Final = 132  # fewer tiles than this leave some idle: smaller ones then
 
 
@@ -37,8 +39,10 @@ def matmul(
         rows = 1 if M == 1 else 8
         kernel, grid = f"narrow{rows}", (-(-N // 4), -(-M // rows), Z)
     else:
-        side = 64 if -(-M // 64) * -(-N // 64) * Z >= MULTIPROCESSORS else 32
-        kernel, grid = f"tile{side}", (-(-M // side), -(-N // side), Z)
+        # The larger tile where there are enough of them to keep the GPU busy.
+        side = 64 if -(-M // 64) * -(-N // 64) * Z >= MULTIPROCESSORS // 2 else 32
+        aligned = (a.offset // FLOAT) % 4 == a_row % 4 == a_z % 4 == 0  # a copy takes 16 bytes
+        kernel, grid = f"{'wide' if aligned else 'tile'}{side}", (-(-M // side), -(-N // side), Z)
     fields = {"a": a, "w": w, "bias": bias, "c": c, "a_row": a_row, "a_z": a_z, "w_row": w_row,
               "w_z": w_z, "c_row": c_row, "c_z": c_z, "M": M, "N": N, "K": K}  # fmt: skip
     unit = matmul_unit(precision).name
@@ -52,16 +56,28 @@ def project(
     directions, width = len(layer.directions), len(layer.gates) * layer.hidden_size
     xw = program.take("xw", rows * directions * width * FLOAT)
     bias = None if layer.layer_norm else At(f"l{k}.bias")
-    sizes = (rows, width, inputs, directions)
-    if rows > 16 and (WEIGHT[precision] or inputs % 4 == 0):
-        _wide(program, precision, x, At(f"l{k}.w"), xw, bias, sizes)
-    else:
-        product = matmul(
-            precision, a=x, a_row=inputs, w=At(f"l{k}.w"), w_row=padded(inputs),
-            w_z=width * padded(inputs), bias=bias, c=xw, c_row=directions * width, c_z=width,
-            sizes=sizes,
+    K = padded(inputs)
+    product = matmul(
+        precision, a=x, a_row=inputs, w=At(f"l{k}.w"), w_row=K, w_z=width * K, bias=bias, c=xw,
+        c_row=directions * width, c_z=width, sizes=(rows, width, inputs, directions),
+    )  # fmt: skip
+    tiles = -(-rows // LARGE), -(-width // LARGE), directions
+    if WEIGHT[precision] and math.prod(tiles) >= MULTIPROCESSORS:
+        # Each row is read by many tiles, so it is rounded once.
+        rounded = program.take("rounded", rows * K * WIDTH[precision])
+        program.operations.append(
+            Launch(unit=product.unit, kernel="round_rows", struct="Round", grid=(rows, 1, 1),
+                   block=128, fields={"x": x, "y": rounded, "I": inputs, "K": K})
         )  # fmt: skip
-        program.operations.append(product)
+        product = dataclasses.replace(
+            product,
+            kernel=f"{'grouped' if program.hopper else 'rounded'}{LARGE}",
+            grid=tiles,
+            block=256,
+            shared=3 * 2 * LARGE * 64 * 2 if program.hopper else 0,
+            fields={**product.fields, "a": rounded, "a_row": K, "K": K},
+        )
+    program.operations.append(product)
     if layer.layer_norm:
         fields: dict[str, Value] = {
             "x": xw,
@@ -74,46 +90,6 @@ def project(
                    grid=(rows, directions, 1), block=256)
         )  # fmt: skip
     return xw
-
-
-def _wide(
-    program: Program,
-    precision: str,
-    x: At,
-    w: At,
-    c: At,
-    bias: At | None,
-    sizes: tuple[int, int, int, int],
-) -> None:
-    """The matmul of all steps; sizes are M, N, I and Z."""
-    M, N, inputs, Z = sizes
-    K, unit = padded(inputs), matmul_unit(precision).name
-
-    def grid(side: int) -> tuple[int, int, int]:
-        return -(-M // side), -(-N // side), Z
-
-    # The largest tile of which there are enough to keep the GPU busy.
-    enough = {128: MULTIPROCESSORS, 64: MULTIPROCESSORS // 2, 32: 0}
-    if not WEIGHT[precision]:
-        del enough[128]
-    side = next(side for side, least in enough.items() if math.prod(grid(side)) >= least)
-    fields: dict[str, Value] = {
-        "x": x, "w": w, "bias": bias, "c": c, "w_z": N * K, "c_row": Z * N, "c_z": N, "M": M,
-        "N": N, "K": K, "I": inputs,
-    }  # fmt: skip
-    # A copy takes 16 bytes; and what many tiles read is better rounded once.
-    rounded = side == 128 or inputs % 4 != 0
-    if rounded:
-        fields["a"] = a = program.take("rounded", M * K * WIDTH[precision])
-        program.operations.append(
-            Launch(unit=unit, kernel="round_rows", struct="Round", grid=(M, 1, 1), block=128,
-                   fields={"x": x, "y": a, "I": inputs, "K": K})
-        )  # fmt: skip
-    kernel = f"{'rounded' if rounded else 'wide'}{side}"
-    program.operations.append(
-        Launch(unit=unit, kernel=kernel, struct="Wide", grid=grid(side),
-               block=256 if side == 128 else 128, fields=fields)
-    )  # fmt: skip
 
 
 def loop(
