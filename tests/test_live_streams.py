@@ -6,6 +6,7 @@ Raw tritonclient, with ids, START and END in the test's own hands.
 import contextlib
 import dataclasses
 import itertools
+import queue
 import re
 import shutil
 import threading
@@ -230,6 +231,39 @@ def test_a_bad_chunk_is_refused_in_words_and_the_stream_goes_on(wire, stream, ch
 
 def test_a_request_without_a_stream_is_refused_in_words(wire):
     assert "non-zero or non-empty correlation ID" in said(wire, 0, drawn(3))
+
+
+def test_chunks_that_do_not_wait_for_each_other_stay_in_order(tmp_path):
+    """One gRPC stream carries every chunk of 20 streams at once: Triton lets one at a time through
+    of each.
+    """
+    folder = streams_only(tmp_path, Stream(capacity=20, idle_s=1000))
+    streams, chunks, steps = 20, 6, 4
+    x = parity.draw_inputs(SPEC, streams, chunks * steps)["input"]
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    with Server(folder) as server, contextlib.closing(Wire("grpc", server)) as wire:
+        wire.client.start_stream(lambda result, error: answers.put((result, error)))
+        for c in range(chunks):
+            for k in range(streams):
+                part = x[k : k + 1, c * steps : (c + 1) * steps]
+                wire.client.async_stream_infer(
+                    MODEL,
+                    [tensor(triton_grpc, "input", part)],
+                    request_id=f"{k} {c}",
+                    sequence_id=f"stream {k}",
+                    sequence_start=c == 0,
+                    sequence_end=c == chunks - 1,
+                )
+        got = {}
+        for _ in range(streams * chunks):
+            result, error = answers.get(timeout=TIMEOUT_S)
+            assert error is None, error
+            k, c = map(int, result.get_response().id.split())
+            got[k, c] = result.as_numpy("output")
+        wire.client.stop_stream()
+    want = whole(x)["output"]
+    for (k, c), output in got.items():
+        assert_agrees(output, want[k : k + 1, c * steps : (c + 1) * steps])
 
 
 def test_a_cancelled_chunk_leaves_the_state_of_before_it_or_after_it(small):
