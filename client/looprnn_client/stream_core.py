@@ -103,14 +103,9 @@ class StreamCore:
         self._ended = True
         if not self._started or self.core.closed:
             return
-        deadline = time.monotonic() + self.core.timeout_s
+        wire, request = self.core.transport, self._farewell()
         with suppress(Failure):
-            yield from enter(self._gate, deadline, "the last chunk of this stream is not done")
-            try:
-                wire, request = self.core.transport, self._farewell()
-                yield lambda: wire.chunk(request, left(deadline))
-            finally:
-                self._gate.leave()
+            yield lambda: wire.chunk(request, self.core.timeout_s)
 
     def _alone(self, call: Callable[[float], Plan[T]], timeout_s: float | None) -> Plan[T]:
         """call(deadline), alone among the calls of this stream."""

@@ -1,0 +1,155 @@
+// What the persistent kernels share: waits that give up, sends to other blocks' shared memory, gates.
+// Self-contained: NVRTC compiles it without any CUDA header.
+#pragma once
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define RNN 0
+#define LSTM 1
+#define GRU 2
+
+__device__ __forceinline__ u32 shared_address(const void* p) {
+    return (u32)__cvta_generic_to_shared(p);
+}
+
+// The address in block `rank` of this cluster that `address` has here.
+__device__ __forceinline__ u32 in_block(u32 address, u32 rank) {
+    u32 remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ u64 nanoseconds() {
+    u64 now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
+
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// One arrival; the barrier's phase is not complete before this many bytes have come too.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ bool barrier_try(u32 barrier, u32 parity) {
+    u32 done;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    return done;
+}
+
+// False once the timeout has passed, or another block has given up.
+__device__ __noinline__ bool barrier_wait_longer(u32 barrier, u32 parity, u64 timeout, u32* error) {
+    const u64 start = nanoseconds();
+    while (true) {
+        if (__all_sync(~0u, barrier_try(barrier, parity))) return true;
+        const bool late = nanoseconds() - start > timeout || *(volatile u32*)error != 0;
+        if (__any_sync(~0u, late)) break;
+    }
+    *(volatile u32*)error = 1;
+    return false;
+}
+
+__device__ __forceinline__ bool barrier_wait(u32 barrier, u32 parity, u64 timeout, u32* error) {
+    if (__all_sync(~0u, barrier_try(barrier, parity))) return true;
+    return barrier_wait_longer(barrier, parity, timeout, error);
+}
+
+// The copy engine: shared memory to another block's, global memory to shared, and back. Addresses
+// and bytes are multiples of 16; what was written before needs async_view() and a barrier.
+__device__ __forceinline__ void copy_to_block(u32 to, u32 barrier, u32 from, u32 bytes) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        ::"r"(to), "r"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void copy_in(u32 to, u32 barrier, const void* from, u32 bytes) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void copy_out(void* to, u32 from, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+                 ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void copies_out_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Until at most this many of this thread's committed copies out still read shared memory.
+template <int N> __device__ __forceinline__ void copies_out_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
+__device__ __forceinline__ void copies_out_done() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+__device__ __forceinline__ void async_view() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Work that does not depend on the kernel before this one may stand above; no-op in a plain launch.
+__device__ __forceinline__ void previous_kernel_done() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+#define LOG2_E 1.4426950408889634f
+// 1 / (1 + 2^-x): error 1e-7. Inf and -Inf give the limits.
+__device__ __forceinline__ float sigmoid2(float x) {
+    float e, y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.f + e));
+    return y;
+}
+
+#if APPROX
+__device__ __forceinline__ float tanh_of(float x) {
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float sigmoid(float x) { return fmaf(.5f, tanh_of(.5f * x), .5f); }
+// σ, or tanh where it is wanted: a lane's own choice.
+__device__ __forceinline__ float gate_of(float x, bool as_tanh) {
+    const float y = tanh_of(as_tanh ? x : .5f * x);
+    return as_tanh ? y : fmaf(.5f, y, .5f);
+}
+#else
+__device__ __forceinline__ float sigmoid(float x) { return sigmoid2(LOG2_E * x); }
+__device__ __forceinline__ float tanh_of(float x) { return fmaf(2.f, sigmoid2(2.f * LOG2_E * x), -1.f); }
+// σ, or tanh where it is wanted: a lane's own choice.
+__device__ __forceinline__ float gate_of(float x, bool as_tanh) {
+    const float k = as_tanh ? 2.f : 1.f;
+    return fmaf(k, sigmoid2(k * LOG2_E * x), 1.f - k);
+}
+#endif
+
+// Two halves of one word, the first in its low bits.
+__device__ __forceinline__ u32 pack_halves(float low, float high) {
+    u32 word;
+#if TYPE == 17
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+#endif
+    return word;
+}
