@@ -66,4 +66,4 @@ def check(result: tuple[Any, ...]) -> Any:
     status, *values = result
     if status.value != 0:
         raise OSError(f"CUDA: {status.name}")
-    return values[0] if values else None
+    return values[0] if len(values) == 1 else tuple(values)
