@@ -111,19 +111,23 @@ def _show_engines(cards: list[Found], console: Console) -> None:
 
 def _show_plan(engine: str, plan: list[Found], console: Console) -> None:
     """How each layer runs, for each number of rows."""
-    table = _table("layer", "B", "way", "blocks", "on chip", "µs a step", "floor")
+    table = _table("layer", "B", "way", "blocks", "cluster", "on chip", "µs a step", "floor")
     for row in plan:
-        first, last = row["batch"]
-        cells = [str(row["layer"]), f"{first}-{last}", row["way"], *[""] * 4]
+        cells = [str(row["layer"]), _span(row["batch"]), row["way"], *[""] * 5]
         if "blocks" in row:
-            cells[3] = f"{row['blocks']} in clusters of {row['cluster']}"
-            cells[4] = _bytes(row["chip_bytes"])
-            cells[5:] = [f"{row['us_per_step']:.2f}", f"{row['floor_us_per_step']:.2f}"]
+            cells[3], cells[4] = _span(row["blocks"]), str(row["cluster"])
+            cells[5] = _bytes(row["chip_bytes"][1])
+            cells[6:] = [_span(row[name], ".2f") for name in ("us_per_step", "floor_us_per_step")]
         table.add_row(*cells)
     console.print(f"{engine}: the plan, with the µs of a step that it expects")
     console.print(table)
     for why in dict.fromkeys(row["why"] for row in plan):
         console.print(escape(why), soft_wrap=True, highlight=False)
+
+
+def _span(values: list[float], how: str = "") -> str:
+    """From the first number of rows to the last: 1–32, or one number."""
+    return "–".join(dict.fromkeys(format(value, how) for value in values))
 
 
 def _named(shapes: dict[str, list[int | str]]) -> str:

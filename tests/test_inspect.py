@@ -279,11 +279,12 @@ def test_a_fused_engines_plan_is_shown_with_what_it_expects(say, look, tmp_path,
     folder = build_it(tmp_path, ("onnxruntime", "fused"))
     ways = [
         fused_plan.Way(layer=0, first=1, last=4, plan=None, why="peepholes"),
-        fused_plan.Way(layer=1, first=1, last=4, plan=plan, why=plan.why),
+        fused_plan.Way(layer=1, first=1, last=3, plan=plan, why=plan.why),
+        fused_plan.Way(layer=1, first=4, last=4, plan=replace(plan, grid=32), why=plan.why),
     ]
     monkeypatch.setattr("looprnn.engines.fused.read_ways", lambda path: ways)
     text = say(folder / "model.fused")
-    for words in ("16 in", "clusters of 8", "123 KiB", "0.75", "0.41", "persistent", "steps",
+    for words in ("16–32", "1–4", "123 KiB", "0.75", "0.41", "persistent", "steps",
                   "peepholes", "because R fits", "compute capability 9.0"):  # fmt: skip
         assert words in text, words
     (engine,) = look(folder / "model.fused")["engines"]

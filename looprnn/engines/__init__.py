@@ -90,8 +90,8 @@ class Engine(ABC):
         """
 
     def plan(self, path: Path) -> list[dict[str, Any]]:
-        """How the engine at `path` will run, a row for each part: layer, batch, way, and what else
-        it can tell. Raises EngineError.
+        """How the engine at `path` will run, a row for each part: layer, batch (the least and the
+        most), way, and what else it can tell. Raises EngineError.
         """
         return []
 

@@ -4,6 +4,7 @@ Where a layer's R fits on the chip, one persistent launch runs all its steps (fu
 every other layer runs step by step in a CUDA graph (fused_steps.py). The planner says which.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from looprnn.engines.fused_file import CAPABILITY, FusedFile, read_ways
 from looprnn.engines.fused_pack import narrowed, pack_weights
 from looprnn.engines.fused_persistent import pack
 from looprnn.engines.fused_plan import DTYPE, Way, packed_name
+from looprnn.engines.fused_source import persistent_unit
 from looprnn.engines.tensorrt import no_gpu
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights, suffix
@@ -68,7 +70,7 @@ class Fused(Engine):
         return FusedSession(path, spec, device)
 
     def plan(self, path: Path) -> list[dict[str, Any]]:
-        return [described(way) for way in read_ways(path)]
+        return described(read_ways(path))
 
 
 def persistent_r(spec: RNNSpec, weights: Weights, way: Way) -> Any:
@@ -82,21 +84,30 @@ def persistent_r(spec: RNNSpec, weights: Weights, way: Way) -> Any:
     return np.ascontiguousarray(pack(way.plan, r))
 
 
-def described(way: Way) -> dict[str, Any]:
-    """A way in the words of `looprnn inspect`; µs are what the planner expects of one step."""
-    row = {"layer": way.layer, "batch": [way.first, way.last], "why": way.why}
-    if way.plan is None:
-        return {**row, "way": "steps"}
-    return {
-        **row,
-        "way": "persistent",
-        "blocks": way.plan.grid,
-        "cluster": way.plan.cluster,
-        "rows": way.plan.rows,
-        "chip_bytes": way.plan.chip_bytes,
-        "us_per_step": way.plan.us_per_step,
-        "floor_us_per_step": way.plan.floor_us_per_step,
-    }
+def described(ways: Sequence[Way]) -> list[dict[str, Any]]:
+    """Ways in the words of `looprnn inspect`, those that differ in their rows alone as one; µs are
+    what the planner expects of one step.
+    """
+    found: list[dict[str, Any]] = []
+    last: tuple[Any, ...] = ()
+    for way in ways:
+        row: dict[str, Any] = {"layer": way.layer, "batch": [way.first, way.last], "why": way.why}
+        plan, key = way.plan, (way.layer, way.plan and persistent_unit(way.plan).name)
+        if plan is None:
+            row["way"] = "steps"
+        else:
+            row |= {"way": "persistent", "cluster": plan.cluster, "rows": plan.rows}
+            row |= {"blocks": [plan.grid] * 2, "chip_bytes": [plan.chip_bytes] * 2}
+            row |= {"us_per_step": [plan.us_per_step] * 2}
+            row |= {"floor_us_per_step": [plan.floor_us_per_step] * 2}
+        if key == last:
+            for name, value in row.items():
+                if isinstance(value, list):
+                    found[-1][name][1] = value[1]
+        else:
+            found.append(row)
+        last = key
+    return found
 
 
 def mismatch(gpu: str, capability: str) -> str | None:
