@@ -21,7 +21,8 @@ def mirror(folder: Path, spec: RNNSpec, keep: int) -> tuple[int, bool] | None:
     """Bring the variant's stream model in `folder` up to date: its newest version, and whether that
     is new. None if the variant does not stream (any more): a stream model of it is removed.
 
-    To be called with the variant's folder locked.
+    To be called with the variant's folder locked. Raises EngineError where a model of that name is
+    not looprnn's.
     """
     model = folder / stream_name(spec.name)
     if not spec.streaming:
@@ -29,8 +30,14 @@ def mirror(folder: Path, spec: RNNSpec, keep: int) -> tuple[int, bool] | None:
             log.warning("%s: removed, since %s has no streaming = true", model, spec.name)
             with repository.locked(folder, model.name):
                 for path in model.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    remove = shutil.rmtree if path.is_dir() else Path.unlink
+                    remove(path)
         return None
+    if (model / "config.pbtxt").exists() and not _is_stream_model(model):
+        raise EngineError(
+            f"{model}: a model of that name is there, and looprnn did not build it. Rename it, or "
+            f"leave streaming out of {spec.name}.toml"
+        )
     newest = max(repository.built_versions(folder / spec.name), default=None)
     if newest is None:
         return None

@@ -118,10 +118,13 @@ class SlotTable:
     def sweep(self) -> None:
         """Free the slots of streams that sent nothing for ttl_s."""
         oldest = self._clock() - self.ttl_s
-        while self._live and (found := next(iter(self._live.items())))[1][1] < oldest:
-            self.end(found[0])
+        while self._live:
+            stream, (_, since) = next(iter(self._live.items()))
+            if since >= oldest:
+                return
+            self.end(stream)
             self.expired += 1
-            self._gone[found[0]] = None
+            self._gone[stream] = None
             if len(self._gone) > self.capacity:
                 self._gone.popitem(last=False)
 

@@ -14,7 +14,7 @@ from test_build import files, run
 
 from looprnn import inspect, mirror, refit, repository, verify, weights
 from looprnn.card import Cards
-from looprnn.errors import EngineMismatch, EngineMissing, SpecError
+from looprnn.errors import EngineError, EngineMismatch, EngineMissing, SpecError
 from looprnn.spec import Stream, WeightSource
 from looprnn.variants import dump_spec, load_spec
 
@@ -116,8 +116,12 @@ def test_a_users_own_model_of_such_a_name_is_left_alone(tmp_path):
     own = tmp_path / "small_stream/1/model.py"
     own.parent.mkdir(parents=True)
     own.write_text("class TritonPythonModel: ...\n")
+    config = tmp_path / "small_stream/config.pbtxt"
+    config.write_text('backend: "python"')
     build(tmp_path, PLAIN)
-    assert own.exists()
+    with pytest.raises(EngineError, match="small_stream: a model of that name is there.*Rename it"):
+        build(tmp_path)
+    assert (own.exists(), config.read_text()) == (True, 'backend: "python"')
 
 
 def test_a_refit_reaches_the_stream_model(tmp_path, monkeypatch):
