@@ -22,7 +22,7 @@ from tritonclient.grpc import (
 
 from looprnn_client._grpc_codec import (
     CHANNEL,
-    begins,
+    alone,
     credentials,
     decode,
     decode_chunk,
@@ -49,8 +49,9 @@ class GrpcTransport:
         else:
             self._channel = grpc.insecure_channel(to.address, CHANNEL)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._lane: Lane | None = None
+        self._lanes: list[Lane] = []  # the one in use, if any
         self._opening = threading.Lock()
+        weakref.finalize(self, cancel_all, self._lanes)  # a client that nobody closed
 
     def prepare(self, call: Call) -> Any:
         return encode(call)
@@ -74,7 +75,7 @@ class GrpcTransport:
         return Sent(call)
 
     def chunk(self, request: Any, timeout_s: float) -> Answer:
-        if begins(request):
+        if alone(request, any(not lane.over for lane in self._lanes)):
             return self.infer(request, timeout_s)
         lane = self._open()
         sent = lane.send(request)
@@ -101,8 +102,8 @@ class GrpcTransport:
 
     def close(self) -> None:
         with self._opening:
-            if self._lane is not None:
-                self._lane.close()
+            for lane in self._lanes:
+                lane.close()
         self._channel.close()
 
     def _ask(self, method: Callable[..., T], request: Any, timeout_s: float) -> T:
@@ -113,13 +114,12 @@ class GrpcTransport:
 
     def _open(self) -> Lane:
         with self._opening:
-            if self._lane is None or self._lane.over:
+            if not self._lanes or self._lanes[0].over:
                 try:
-                    self._lane = Lane(self._stub, options(self._to))
+                    self._lanes[:] = [Lane(self._stub, options(self._to))]
                 except RAISED as error:
                     raise failure(error) from error
-                weakref.finalize(self, self._lane.cancel)  # a client that nobody closed
-            return self._lane
+            return self._lanes[0]
 
 
 class Sent:
@@ -206,6 +206,11 @@ class Lane:
         self._requests.put(None)  # ends gRPC's own thread, which reads them
         for waiting in left.values():
             waiting.set_exception(Failure(ended.code, ended.words))
+
+
+def cancel_all(lanes: list[Lane]) -> None:
+    for lane in lanes:
+        lane.cancel()
 
 
 def as_json(message: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from looprnn_client._grpc import GRACE_S, RAISED, as_json, registration, removal
 from looprnn_client._grpc_codec import (
     CHANNEL,
     CLOSED,
-    begins,
+    alone,
     credentials,
     decode,
     decode_chunk,
@@ -59,7 +59,7 @@ class AsyncGrpcTransport:
         return decode(await self._ask(self._stub().ModelInfer, request, timeout_s))
 
     async def chunk(self, request: Any, timeout_s: float) -> Answer:
-        if begins(request):
+        if alone(request, self._lane is not None and not self._lane.over):
             return await self.infer(request, timeout_s)
         lane = self._open()
         sent = lane.send(request)

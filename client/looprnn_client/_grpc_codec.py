@@ -87,9 +87,11 @@ def put(tensor: Any, place: Place) -> None:
     tensor.parameters["shared_memory_offset"].int64_param = place.offset
 
 
-def begins(request: Any) -> bool:
-    """Whether the request is a stream's first."""
-    return bool(request.parameters["sequence_start"].bool_param)
+def alone(request: Any, lane: bool) -> bool:
+    """Whether a stream's request goes as a call of its own: its first, or an END for which the call
+    of all streams would have to be opened."""
+    first = request.parameters["sequence_start"].bool_param
+    return first or (not lane and request.parameters["sequence_end"].bool_param)
 
 
 def last(request: Any, live: set[str]) -> bool:

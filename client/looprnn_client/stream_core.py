@@ -103,9 +103,14 @@ class StreamCore:
         self._ended = True
         if not self._started or self.core.closed:
             return
-        wire, request = self.core.transport, self._farewell()
+        deadline = time.monotonic() + self.core.timeout_s
         with suppress(Failure):
-            yield lambda: wire.chunk(request, self.core.timeout_s)
+            yield from enter(self._gate, deadline, "the last chunk of this stream is not done")
+            try:
+                wire, request = self.core.transport, self._farewell()
+                yield lambda: wire.chunk(request, left(deadline))
+            finally:
+                self._gate.leave()
 
     def _alone(self, call: Callable[[float], Plan[T]], timeout_s: float | None) -> Plan[T]:
         """call(deadline), alone among the calls of this stream."""
