@@ -256,7 +256,8 @@ def test_no_module_that_the_engines_import_is_left_out_of_the_digest():
         seen |= new
         new = {path for old in new for path in imported(old)} - seen
     covered = {path for pattern in DECIDING for path in PACKAGE.glob(pattern)}
-    deciding_nothing = {"errors.py", "stream.py", "card.py", "cuda.py"}
+    comparing = {"parity.py", "reference.py"}  # for engines/fastest.py, which times what is built
+    deciding_nothing = {"errors.py", "stream.py", "card.py", "cuda.py"} | comparing
     assert {path.name for path in seen - covered} == deciding_nothing
 
 

@@ -159,7 +159,7 @@ def card(**changes):
         ),
         ({"gpu": "NVIDIA RTX A2000"}, "built for NVIDIA RTX A2000"),
         (
-            {"gpu": None, "capabilities": ["8.9", "12.0"]},
+            {"engine": "tensorrt_rtx", "gpu": None, "capabilities": ["8.9", "12.0"]},
             "built for RTX GPUs (compute capability 8.9, 12.0)",
         ),
     ],

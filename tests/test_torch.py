@@ -15,6 +15,7 @@ from looprnn.spec import Activation, Layer
 from looprnn.weights import load_weights
 
 torch = needs("torch", "make oracles")
+rnn = torch.nn.utils.rnn
 RANDOM = [spec for spec in VARIANTS.values() if spec.name.endswith(("_random", "tanh_rnn"))]
 
 
@@ -35,11 +36,15 @@ def ask_torch(spec, weights, inputs):
         return torch.from_numpy(inputs[name].transpose(1, 0, 2).astype(np.float64))
 
     states = [state(f"{s}_0") for s in spec.states]
+    x = torch.from_numpy(inputs["input"].astype(np.float64))
+    if spec.lengths:
+        lengths = torch.from_numpy(inputs["lengths"])
+        x = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     with torch.inference_mode():
-        output, last = module(
-            torch.from_numpy(inputs["input"].astype(np.float64)),
-            tuple(states) if layer.cell == "lstm" else states[0],
-        )
+        output, last = module(x, tuple(states) if layer.cell == "lstm" else states[0])
+    if spec.lengths:
+        steps = inputs["input"].shape[1]
+        output, _ = rnn.pad_packed_sequence(output, batch_first=True, total_length=steps)
     lasts = last if layer.cell == "lstm" else (last,)
     return {"output": output.numpy()} | {
         f"{s}_n": h.numpy().transpose(1, 0, 2) for s, h in zip(spec.states, lasts, strict=True)
