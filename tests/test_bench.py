@@ -2,13 +2,9 @@
 client does.
 """
 
-import sys
-
 import numpy as np
 import pytest
-from conftest import ROOT, VARIANTS
-
-sys.path.insert(0, str(ROOT / "bench"))
+from conftest import VARIANTS
 from load import Call, Requests, closed_loop
 from systems import INFER, read_triton, triton_message
 from wire import WireError, ask, grpc_request, http_request
