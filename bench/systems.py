@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 from wire import grpc_request, http_request
 
-from looprnn.server import Server, free_ports, libpython
+from looprnn.installation import libpython
+from looprnn.server import Server, free_ports
 from looprnn.spec import RNNSpec
 
 RIVALS = Path(__file__).resolve().parent / "rivals"

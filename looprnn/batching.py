@@ -60,6 +60,11 @@ def places(run: Sequence[Piece]) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def useful_steps(requests: Sequence[Arrays], run: Sequence[Piece]) -> int:
+    """The steps of a run that its requests asked for: the rest of its B·T are padding."""
+    return sum((rows.stop - rows.start) * requests[k]["input"].shape[1] for k, rows in run)
+
+
 class Batch:
     """The padded inputs of one run at a time, in buffers allocated once for the profile's largest.
 

@@ -1,34 +1,27 @@
-"""Finds and runs a tritonserver: the container's own, or the one inside the nvidia-pytriton wheel.
+"""Runs a tritonserver on a model repository, stops it in order, and starts it anew."""
 
-The wheel's server is used as a program, not through PyTriton's API. It needs a backend directory
-that joins its python backend with the stub of this Python, and the wheel's libraries beside
-libpython on LD_LIBRARY_PATH.
-"""
-
-import importlib.util
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from looprnn.errors import ServerError
+from looprnn.installation import Installation, can_forbid_shm, environment, find
 
 STOP_S = 20.0
+RESTART_S = 2.0  # what whole models have in flight when another's process died
 EXIT_S = 5  # asked to end, Triton waits so long for requests, and for live streams to end
 FLAGS = ("--http-port", "--grpc-port", "--metrics-port")
 # Runs in the child and becomes the server: the kernel sends that SIGTERM when we die, even of
@@ -39,63 +32,6 @@ ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 if os.getppid() == int(sys.argv[1]):  # else we died before that
     os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Installation:
-    """A tritonserver, the backends to give it (None: its own) and the libraries it needs."""
-
-    program: Path
-    backends: Path | None
-    libraries: tuple[Path, ...]
-
-
-def find(scratch: Path) -> Installation:
-    """The container's tritonserver, else the embedded one with its backends laid out in `scratch`.
-
-    Raises ServerError that says what to install.
-    """
-    for place in (shutil.which("tritonserver"), "/opt/tritonserver/bin/tritonserver"):
-        if place and Path(place).exists():
-            return Installation(Path(place), None, ())
-    found = importlib.util.find_spec("pytriton")
-    if found is None or found.origin is None:
-        raise ServerError("no tritonserver here. Type: pip install 'looprnn[embedded]'")
-    wheel = Path(found.origin).parent
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        there = ", ".join(sorted(p.name for p in stub.parent.parent.iterdir()))
-        raise ServerError(
-            f"the embedded tritonserver has no stub for Python {version}; it has {there}"
-        )
-    backend = scratch / "python"
-    shutil.copytree(wheel / "tritonserver/backends/python", backend)
-    shutil.copy2(stub, backend)
-    # What the loader finds by itself stays out: there, it would come before the wheel's own.
-    python = [] if libpython().is_relative_to("/usr/lib") else [libpython().parent]
-    return Installation(
-        wheel / "tritonserver/bin/tritonserver",
-        scratch,
-        (wheel.parent / "nvidia_pytriton.libs", *python),
-    )
-
-
-def libpython() -> Path:
-    """The shared library of this Python, which the stub loads. Raises ServerError in words."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    folders = [sysconfig.get_config_var(key) for key in ("LIBDIR", "LIBPL")]
-    multiarch = sysconfig.get_config_var("MULTIARCH")
-    if multiarch:
-        folders += [f"/usr/lib/{multiarch}", f"/lib/{multiarch}"]
-    for folder in folders:
-        if folder and (Path(folder) / name).exists():
-            return Path(folder) / name
-    raise ServerError(
-        f"{sys.executable} comes without {name}, which Triton's Python backend needs. On Debian "
-        f"and Ubuntu: apt-get install {name.removesuffix('.so.1.0')}; for pyenv: "
-        "PYTHON_CONFIGURE_OPTS=--enable-shared"
-    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -165,16 +101,9 @@ class Server:
         with ExitStack() as opening:
             scratch = Path(opening.enter_context(tempfile.TemporaryDirectory(prefix="looprnn-")))
             self.log = self._log or scratch / "tritonserver.log"
-            output = opening.enter_context(self.log.open("w", encoding="utf-8"))
-            installed = find(scratch / "backends")
-            # Its own process group: Ctrl-C reaches us, and we stop the server in order.
-            self.process = subprocess.Popen(
-                self._command(installed),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(installed),
-                start_new_session=True,
-            )
+            self._output = opening.enter_context(self.log.open("w", encoding="utf-8"))
+            self._installed = find(scratch / "backends")
+            self._launch()
             opening.callback(self._stop)
             self._wait_until_ready()
             self._open = opening.pop_all()
@@ -202,6 +131,25 @@ class Server:
         """Block until the server ends by itself; its exit status."""
         return self.process.wait()
 
+    def restart(self) -> None:
+        """End it, with little patience for what is in flight, and start it anew on its ports.
+
+        Raises ServerError if it does not come back.
+        """
+        self._stop(RESTART_S)
+        self._launch()
+        self._wait_until_ready()
+
+    def _launch(self) -> None:
+        # Its own process group: Ctrl-C reaches us, and we stop the server in order.
+        self.process = subprocess.Popen(
+            self._command(self._installed),
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env=environment(self._installed),
+            start_new_session=True,
+        )
+
     def _command(self, installed: Installation) -> list[str]:
         http, grpc, metrics = self._ports
         return [
@@ -224,7 +172,7 @@ class Server:
             f"--metrics-port={metrics}",
             *(
                 ["--allow-client-shm=true"]
-                if self.client_shared_memory and _can_forbid_shm(installed)
+                if self.client_shared_memory and can_forbid_shm(installed)
                 else []
             ),
         ]
@@ -253,12 +201,12 @@ class Server:
         failed = [line.split("] ", 1)[-1] for line in lines if "failed to load '" in line]
         return "\n".join(failed or [line for line in lines if line[:1] == "E"] or lines[-10:])
 
-    def _stop(self) -> None:
+    def _stop(self, patience_s: float = STOP_S) -> None:
         """Ask, wait, and only then kill what is left of the group: stubs too, if it crashed."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_S)
+                self.process.wait(patience_s)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -271,30 +219,3 @@ def cause(reason: str) -> str:
     return (
         reason.removeprefix("Internal: ").removeprefix("TritonModelException: ").split("\n\nAt:")[0]
     )
-
-
-def _can_forbid_shm(installed: Installation) -> bool:
-    """From 26.04 on, clients may share memory only where a flag allows it; before, always."""
-    command = [str(installed.program), "--help"]
-    answer = subprocess.run(command, env=_environment(installed), capture_output=True, text=True)
-    return "allow-client-shm" in answer.stdout + answer.stderr
-
-
-def _environment(installed: Installation) -> dict[str, str]:
-    """This process's environment, with the server's libraries and this Python's packages first.
-
-    The embedded stub runs isolated: it ignores PYTHONPATH, and takes the packages of the first
-    python3 on PATH. The container's reads PYTHONPATH.
-    """
-    import looprnn
-
-    def joined(first: Iterable[str | Path], key: str) -> str:
-        return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get(key)])])
-
-    packages: list[str | Path] = [Path(looprnn.__path__[0]).parent, sysconfig.get_path("purelib")]
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": joined(installed.libraries, "LD_LIBRARY_PATH"),
-        "PATH": joined([Path(sys.executable).parent], "PATH"),
-        "PYTHONPATH": joined(packages, "PYTHONPATH"),
-    }

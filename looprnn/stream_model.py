@@ -8,15 +8,16 @@ Only END frees its stream whatever becomes of the chunk, since Triton has forgot
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import triton_python_backend_utils as pb_utils  # provided by Triton's Python backend
 
 from looprnn import triton_model
-from looprnn.batching import Piece, plan
+from looprnn.batching import Piece, plan, useful_steps
 from looprnn.errors import RequestError, StreamRefused, StreamUnknown
+from looprnn.every import Every
 from looprnn.slots import SlotTable, StreamId
 from looprnn.stream_metrics import StreamMetrics
 from looprnn.triton_model import Arrays, Asked, refusal
@@ -118,7 +119,8 @@ class TritonPythonModel(triton_model.TritonPythonModel):
         try:
             filled = self._batch.fill(inputs, run)
             self._table.gather(list(live.values()), list(live), filled)
-            outputs = self._session.run(filled, states.union(*(c.wanted for c in chunks)))
+            wanted = states.union(*(c.wanted for c in chunks))
+            outputs = self._compute(filled, wanted, useful_steps(inputs, run))
             self._table.hold(filled, outputs)
         except Exception as error:
             for chunk in chunks:
@@ -162,20 +164,3 @@ def turns(streams: Sequence[StreamId]) -> list[list[int]]:
         found[chunks_of[stream]].append(k)
         chunks_of[stream] += 1
     return found
-
-
-class Every:
-    """Calls `do` every so many seconds, from a thread of its own, until stop()."""
-
-    def __init__(self, seconds: float, do: Callable[[], None]) -> None:
-        self._seconds, self._do, self._stopped = seconds, do, threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _loop(self) -> None:
-        while not self._stopped.wait(self._seconds):
-            self._do()

@@ -78,9 +78,10 @@ def test_the_server_and_its_stubs_end_with_a_parent_that_is_killed(models):
     wait_until(lambda: not group(leader), f"{group(leader)} outlive their parent")
 
 
-def serve(models: Path, **options) -> subprocess.Popen:
+def serve(models: Path, *arguments: str, **options) -> subprocess.Popen:
     ports = [word for flag in FLAGS for word in (flag, "0")]
     command = [sys.executable, "-m", "looprnn.cli", "serve", "--repository", str(models), *ports]
+    command += arguments
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
@@ -94,8 +95,8 @@ def children(parent: int) -> list[int]:
 )
 def test_a_signal_to_serve_stops_the_server(models, number, status):
     with serve(models) as command:
-        while "Ctrl-C stops it" not in command.stdout.readline():
-            pass
+        while "Ctrl-C stops it" not in (line := command.stdout.readline()):
+            assert line, "it ended before it served"
         (leader,) = children(command.pid)
         assert len(group(leader)) > 1
         command.send_signal(number)

@@ -8,6 +8,7 @@ import json
 import sys
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ SPEC = VARIANTS["lstm"]
 WITHOUT_LENGTHS = dataclasses.replace(SPEC, lengths=False, streaming=False)
 
 
+# What imports Triton's pb_utils: each test imports it anew, with the double.
+ON_TRITON = ("looprnn.metrics", "looprnn.triton_model")
+
+
 class Tensor:
     def __init__(self, name, array):
         self._name, self._array = name, array
@@ -34,6 +39,8 @@ class Tensor:
 
 
 class Request:
+    cancelled = False
+
     def __init__(self, inputs, wanted=SPEC.output_names):
         self.inputs_, self.wanted = inputs, wanted
 
@@ -43,9 +50,12 @@ class Request:
     def requested_output_names(self):
         return set(self.wanted)
 
+    def is_cancelled(self):
+        return self.cancelled
+
 
 class TritonError:
-    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+    INVALID_ARG, INTERNAL, CANCELLED = "INVALID_ARG", "INTERNAL", "CANCELLED"
 
     def __init__(self, message, code):
         self.message, self.code = message, code
@@ -57,7 +67,39 @@ class Response:
         self.arrays = {t._name: t.as_numpy() for t in tensors}
 
 
+class MetricFamily:
+    """Triton's, as far as it goes: a counter only grows. values: a name and its labels but those
+    every metric has, to the value.
+    """
+
+    COUNTER, GAUGE = "counter", "gauge"
+    values: ClassVar[dict[tuple[str, ...], float]] = {}
+
+    def __init__(self, *, name, description, kind):
+        self.name, self.kind = name, kind
+
+    def Metric(self, labels):
+        own = [v for k, v in labels.items() if k not in ("model", "version", "instance")]
+        assert len(labels) - len(own) == 3
+        return Metric(self, (self.name, *own))
+
+
+class Metric:
+    def __init__(self, family, key):
+        self.family, self.key = family, key
+        family.values[key] = 0
+
+    def increment(self, value):
+        assert self.family.kind == MetricFamily.GAUGE or value > 0
+        self.family.values[self.key] += value
+
+    def set(self, value):
+        assert self.family.kind == MetricFamily.GAUGE
+        self.family.values[self.key] = value
+
+
 PB_UTILS = SimpleNamespace(
+    MetricFamily=MetricFamily,
     Tensor=Tensor,
     TritonError=TritonError,
     TritonModelException=RuntimeError,
@@ -70,7 +112,8 @@ PB_UTILS = SimpleNamespace(
 def serve(tmp_path, monkeypatch):
     """serve(spec) builds it for the CPU and loads it."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", PB_UTILS)
-    monkeypatch.delitem(sys.modules, "looprnn.triton_model", raising=False)
+    for name in ON_TRITON:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("looprnn.triton_model")
     with ExitStack() as loaded:
 
@@ -82,7 +125,8 @@ def serve(tmp_path, monkeypatch):
             return model
 
         yield serve
-    monkeypatch.delitem(sys.modules, "looprnn.triton_model", raising=False)
+    for name in ON_TRITON:
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.fixture
@@ -95,6 +139,7 @@ def arguments(repository, spec=SPEC, engine="auto"):
         "model_name": spec.name,
         "model_version": "1",
         "model_repository": str(repository / spec.name),
+        "model_instance_name": f"{spec.name}_0_0",
         "model_instance_kind": "CPU",
         "model_instance_device_id": "0",
         "model_config": json.dumps({"parameters": {"engine": {"string_value": engine}}}),
@@ -227,6 +272,50 @@ def test_an_engine_that_fails_answers_every_request_of_its_run(serve, monkeypatc
     first, second, third = model.execute([Request(r) for r in requests])
     assert first.error.message == third.error.message == "engine failed: out of memory"
     assert_right(second, requests[1], spec)
+
+
+@pytest.fixture
+def long_ago(model, monkeypatch):
+    """The model as if every request had waited for others before it."""
+    monkeypatch.setattr(sys.modules[type(model).__module__], "ASK_AFTER_S", -1.0)
+    return model
+
+
+def test_what_was_cancelled_while_it_waited_is_not_computed(long_ago, runs):
+    waiting, beside, alone = (Request(drawn(1, time, time)) for time in (4, 4, 9))
+    waiting.cancelled = alone.cancelled = True
+    answers = long_ago.execute([waiting, beside, alone])
+    for k in (0, 2):
+        assert (answers[k].error.message, answers[k].error.code) == ("cancelled", "CANCELLED")
+    assert_right(answers[1], beside.inputs_)
+    assert [shape[:2] for shape, _ in runs] == [(1, 4)]
+
+
+def test_who_has_not_waited_is_not_asked_whether_it_was_cancelled(model):
+    request = Request(drawn(1, 4, 0))
+    request.is_cancelled = None  # to call it is an error
+    assert_right(model.execute([request])[0], request.inputs_)
+
+
+def test_metrics_tell_rows_padding_and_the_engine(serve):
+    spec = VARIANTS["padded_gru"]
+    model = serve(spec)
+    values = MetricFamily.values
+    assert values["looprnn_engine_info", "onnxruntime"] == 1
+    sizes = [(2, 5), (1, 10), (3, 8)]  # 1 + 3 rows of 10 steps, and 2 of 5
+    model.execute([Request(on_the_wire(drawn(b, t, t, spec)), ["h_n"]) for b, t in sizes])
+    for _ in range(2):  # what was told is not told again
+        model._runs.show()
+        assert values["looprnn_batch_rows_count",] == 2
+        assert values["looprnn_batch_rows_sum",] == 6
+        rows = {key[1]: v for key, v in values.items() if key[0] == "looprnn_batch_rows_bucket"}
+        assert rows == {"1": 0, "2": 1, "4": 2, "8": 2, "+Inf": 2}
+        assert values["looprnn_padding_waste_sum",] == pytest.approx((40 - 10 - 24) / 40)
+        assert values["looprnn_padding_waste_bucket", "0"] == 1
+        assert values["looprnn_padding_waste_bucket", "0.1"] == 1
+        assert values["looprnn_padding_waste_bucket", "0.25"] == 2
+        assert values["looprnn_engine_seconds_count",] == 2
+        assert values["looprnn_engine_seconds_sum",] > 0
 
 
 @pytest.mark.parametrize(

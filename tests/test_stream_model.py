@@ -6,14 +6,14 @@ import importlib
 import json
 import sys
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from conftest import VARIANTS
 from hypothesis import given
 from hypothesis import strategies as st
-from test_server_model import PB_UTILS, Request, TritonError, arguments
+from test_server_model import ON_TRITON as BASE
+from test_server_model import PB_UTILS, MetricFamily, Request, TritonError, arguments
 
 from looprnn.build import build_variant, buildable
 from looprnn.slots import SlotTable
@@ -21,34 +21,15 @@ from looprnn.slots import SlotTable
 SPEC = VARIANTS["lstm"]
 CAPACITY = 5
 START, END = 1, 2
-ON_TRITON = ("looprnn.triton_model", "looprnn.stream_metrics", "looprnn.stream_model")
+ON_TRITON = (*BASE, "looprnn.stream_metrics", "looprnn.stream_model")
 
 
 class Error(TritonError):
     UNAVAILABLE = "UNAVAILABLE"
 
 
-class MetricFamily:
-    """Triton's, as far as it goes: a counter only grows."""
-
-    COUNTER, GAUGE = "counter", "gauge"
-    values: ClassVar[dict] = {}
-
-    def __init__(self, *, name, description, kind):
-        self.name, self.kind = name, kind
-
-    def Metric(self, labels):
-        assert set(labels) == {"model", "version", "instance"}
-        self.values[self.name] = 0
-        return self
-
-    def increment(self, value):
-        assert self.kind == self.GAUGE or value > 0
-        self.values[self.name] += value
-
-
 DOUBLE = SimpleNamespace(
-    **{**vars(PB_UTILS), "TritonError": Error, "MetricFamily": MetricFamily},
+    **{**vars(PB_UTILS), "TritonError": Error},
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_START=START,
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_END=END,
 )
@@ -506,7 +487,8 @@ def test_metrics_say_what_became_of_the_streams(model):
     model.execute([Chunk(2, steps(2, 1), END)])
     model._table._clock = lambda: float("inf")
     model._sweep()
-    assert MetricFamily.values == {
+    values = {name: v for (name, *_), v in MetricFamily.values.items() if "streams" in name}
+    assert values == {
         "looprnn_streams_live": 0,
         "looprnn_streams_expired_total": CAPACITY - 1,
         "looprnn_streams_refused_total": 1,
@@ -528,6 +510,6 @@ def test_finalize_ends_the_sweeper(load):
 
     before = threading.active_count()
     model = load()
-    assert threading.active_count() == before + 1
+    assert threading.active_count() > before
     model.finalize()
     assert threading.active_count() == before

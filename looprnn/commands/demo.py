@@ -9,7 +9,8 @@ from rich.console import Console
 from looprnn.commands import build
 from looprnn.commands.build import add_arguments
 from looprnn.demo import run_demo
-from looprnn.server import Server, find
+from looprnn.installation import find
+from looprnn.server import Server
 
 __all__ = ["add_arguments", "run"]  # it takes what build takes
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from looprnn.commands import whole
-from looprnn.errors import ServerError
 from looprnn.server import FLAGS, Server
+from looprnn.supervisor import keep_serving
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +39,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
         status.stop()
         console.print(greeting(server, server.models()), soft_wrap=True)
         try:
-            ended = server.wait()
+            keep_serving(server, lambda said: console.print(escape(said), soft_wrap=True))
         except KeyboardInterrupt:
-            console.print("stopping")
+            console.print("stopping: what is in flight is answered first")
             return 0
-    raise ServerError(f"tritonserver ended by itself with status {ended}")
 
 
 def greeting(server: Server, models: dict[str, str]) -> str:
