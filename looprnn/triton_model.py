@@ -4,6 +4,7 @@ Triton's dynamic batcher hands over requests that wait at the same time. With le
 different T run together, padded (see batching.py); without, those of equal T.
 """
 
+import gc
 import json
 import time
 from collections.abc import Collection, Sequence
@@ -81,6 +82,7 @@ class TritonPythonModel:
             "version": args["model_version"],
             "instance": args["model_instance_name"],
         }
+        gc.freeze()  # what was loaded stays: collections need not walk over it
         self._began = self._ended = float("-inf")
         self._watchdog = Watchdog(self._spec)
         self._runs = EngineMetrics(labels, name, self._spec.profile.batch.max)

@@ -181,6 +181,14 @@ def test_the_greeting_names_a_served_model_and_its_command_never_wraps(capsys):
     assert "  looprnn-client infer --url h:1 --model good --input x.npy --output y.npz" in lines
 
 
+def test_the_greeting_says_how_to_stream_only_where_a_stream_model_is_served():
+    ask = "looprnn-client stream --url h:1 --model good --input x.npy"
+    text = greeting(ADDRESSES, {"good_stream": "", "good": ""})
+    assert ask in text and "infer --url h:1 --model good " in text
+    assert "client stream" not in greeting(ADDRESSES, {"good_stream": "why", "good": ""})
+    assert "client stream" not in greeting(ADDRESSES, {"up_stream": ""}), "its own name, no stream"
+
+
 def test_the_greeting_of_a_server_of_nothing_offers_no_command():
     assert "looprnn-client" not in greeting(ADDRESSES, {"broken": "why"})
 

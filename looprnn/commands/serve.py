@@ -53,8 +53,13 @@ def greeting(server: Server, models: dict[str, str]) -> str:
         else f"{name}: [green]ready[/]"
         for name, reason in models.items()
     ]
-    lines.append(f"gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}.")
-    if served := [name for name, reason in models.items() if not reason]:
-        ask = f"--url {server.grpc} --model {served[0]} --input x.npy --output y.npz"
+    lines.append(f"gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}/metrics.")
+    served = [name for name, reason in models.items() if not reason]
+    streamed = [name for name in served if name.removesuffix("_stream") in models.keys() - {name}]
+    if whole_ones := [name for name in served if name not in streamed]:
+        ask = f"--url {server.grpc} --model {whole_ones[0]} --input x.npy --output y.npz"
         lines += ["Ask it:", f"  looprnn-client infer {ask}"]
+    if streamed:
+        ask = f"--url {server.grpc} --model {streamed[0].removesuffix('_stream')} --input x.npy"
+        lines += ["Or chunk by chunk, its state kept here:", f"  looprnn-client stream {ask}"]
     return "\n".join([*lines, "Ctrl-C stops it."])
