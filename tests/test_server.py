@@ -23,6 +23,7 @@ from looprnn.cli import main
 from looprnn.commands.serve import greeting
 from looprnn.errors import CudaError, EngineError, ServerError
 from looprnn.server import FLAGS, TIED, Server, cause
+from looprnn.supervisor import keep_serving
 
 PATIENCE_S = 40
 
@@ -162,6 +163,26 @@ def test_a_strict_server_of_named_models_minds_no_other(models):
         assert server.models()["small"] == ""
     with pytest.raises(ServerError, match="unbuilt: .*no engine was built here"), Server(models):
         pass
+
+
+def test_a_server_that_ends_again_and_again_is_given_up_in_words():
+    said = []
+    restarts = []
+    ended = SimpleNamespace(poll=lambda: -11)
+    server = SimpleNamespace(process=ended, restart=lambda: restarts.append(1))
+    with pytest.raises(ServerError, match=r"status -11, after 5 restarts within 60 s.*--log FILE"):
+        keep_serving(server, said.append)
+    assert len(restarts) == 5
+    assert said[0] == "tritonserver ended by itself with status -11; starting the server anew"
+
+
+def test_a_server_that_does_not_come_back_says_why():
+    def restart():
+        raise ServerError("no memory, says the test")
+
+    ended = SimpleNamespace(poll=lambda: 1)
+    with pytest.raises(ServerError, match="no memory, says the test"):
+        keep_serving(SimpleNamespace(process=ended, restart=restart), lambda said: None)
 
 
 def test_an_empty_repository_says_what_to_type(tmp_path, capsys):
