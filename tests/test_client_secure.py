@@ -15,6 +15,7 @@ import pytest
 from client_both import clients
 from client_doubles import PADDED
 from looprnn_client import TLS, BadInput, Client, Unreachable, list_models
+from looprnn_client.cli import main
 from slow_model import write_repository
 from test_client_wire import Grpc, Index, http_server
 from tritonclient.grpc import service_pb2_grpc
@@ -300,3 +301,30 @@ def test_compressed_is_the_same_answer(url, compression, kind):
 def test_compression_that_is_none():
     with pytest.raises(BadInput, match="compression must be one of"):
         Client("localhost:8001", "double", timeout_s=1, compression="zip")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("protocol", ["grpc", "https"])
+def test_the_command_over_tls_with_a_token(secure_url, certificates, tmp_path, capsys, protocol):
+    url = secure_url[protocol.removesuffix("s")]
+    names = {"ca": "ca.pem", "certificate": "client.pem", "key": "client.key"}
+    secure = [w for k, name in names.items() for w in (f"--{k}", str(certificates / name))]
+    words = ["--url", url, "--timeout", "20", "--header", "Authorization: Bearer t:1", *secure]
+    assert main(["models", *words]) == 0
+    assert "double" in capsys.readouterr().out
+    np.save(tmp_path / "x.npy", np.ones((1, 50, 3), np.float32))
+    files = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npz")]
+    assert main(["infer", *words, "--model", "double", *files]) == 0
+    with np.load(tmp_path / "y.npz") as got:
+        np.testing.assert_array_equal(got["output"], np.full((1, 50, 3), 2))
+    if protocol == "https":
+        sent = {name.lower(): value for name, value in Doubling.seen[-1].items()}
+        assert sent["authorization"] == "Bearer t:1"
+    assert main(["models", *words[:4], "--certificate", words[-3]]) == 1
+    assert "certificate and private_key together" in capsys.readouterr().err
+
+
+def test_a_header_without_a_value_says_how_it_is_written(capsys):
+    with pytest.raises(SystemExit):
+        main(["models", "--url", "a:1", "--header", "token"])
+    assert "wanted NAME:VALUE" in capsys.readouterr().err

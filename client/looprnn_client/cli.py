@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from looprnn_client.commands import bench, infer, models, stream
+from looprnn_client.commands import bench, infer, models, server, stream
 from looprnn_client.errors import LoopRNNClientError
 
 COMMANDS = {
@@ -38,17 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    server = argparse.ArgumentParser(add_help=False)
-    server.add_argument(
-        "--url", required=True, help="localhost:8001 (gRPC) or http://localhost:8000"
-    )
-    server.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (5)")
+    shared = argparse.ArgumentParser(add_help=False)
+    server.add_arguments(shared)
     parser = argparse.ArgumentParser(
         prog="looprnn-client", description="Calls recurrent networks that looprnn serves."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (command, text) in COMMANDS.items():
-        own = commands.add_parser(name, parents=[server], help=text, description=command.__doc__)
+        own = commands.add_parser(name, parents=[shared], help=text, description=command.__doc__)
         command.add_arguments(own)
         own.set_defaults(run=command.run)
     return parser

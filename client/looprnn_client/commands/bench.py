@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from looprnn_client import Client
-from looprnn_client.commands import files, live, whole
+from looprnn_client.commands import files, live, server, whole
 from looprnn_client.commands.load import Level, Load, Report
 from looprnn_client.errors import BadInput
 from looprnn_client.signature import Signature
@@ -41,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("batch", whole, "rows of a request (1)", default=1, metavar="B")
     add("seconds", _positive, "measured of each level (10)", default=10.0, metavar="S")
     add("warmup", _seconds, "before that, not counted (1)", default=1.0, metavar="S")
+    add(
+        "memory",
+        str,
+        "how arrays travel: wire, system (shared memory), cuda (wire)",
+        default="wire",
+    )
     add("seed", whole, "of the inputs and arrivals (1)", default=1, metavar="N")
     add("output", Path, "write NAME.json, and NAME-latency and NAME-throughput as .svg and .png",
         metavar="NAME")  # fmt: skip
@@ -60,7 +65,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     reports: list[Report] = []
     with ExitStack() as opened:
         client = opened.enter_context(
-            Client(arguments.url, arguments.model, timeout_s=arguments.timeout)
+            server.client(arguments, arguments.model, memory=arguments.memory)
         )
         pool = draw(client.signature, arguments.batch, arguments.time, arguments.seed)
         for x in (min(pool, key=np.size), max(pool, key=np.size)):

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from looprnn_client import Client
-from looprnn_client.commands import files
+from looprnn_client.commands import files, server
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         None if path is None else files.load(path)
         for path in (arguments.h0, arguments.c0, arguments.lengths)
     )
-    with Client(arguments.url, arguments.model, timeout_s=arguments.timeout) as client:
+    with server.client(arguments, arguments.model) as client:
         got = files.arrays(client.infer(x, h_0, c_0, lengths=lengths))
     files.save(arguments.output, got)
     yield from (f"{name} {list(array.shape)} {array.dtype}" for name, array in got.items())

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from looprnn_client import Client, Result, StreamState
-from looprnn_client.commands import files, live, whole
+from looprnn_client import Result, StreamState
+from looprnn_client.commands import files, live, server, whole
 from looprnn_client.commands.chunks import chunks
 from looprnn_client.errors import BadInput
 from looprnn_client.stream_core import stream_name
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     kept: list[Result] = []
     interrupted = False
     with ExitStack() as opened:
-        client = opened.enter_context(Client(arguments.url, model, timeout_s=arguments.timeout))
+        client = opened.enter_context(server.client(arguments, model))
         signature = client.signature
         shown = "head" if "head" in signature.outputs else "output"
         outputs = None if arguments.output else [shown]
