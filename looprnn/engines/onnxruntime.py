@@ -15,10 +15,6 @@ from looprnn.errors import EngineError, EngineMissing
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
-# Weights of a layer. LSTM 64→256 (0.3 million), T = 32, on 2 cores, one thread and two: 0.43 and
-# 0.30 ms at B = 1, 0.73 and 1.02 at B = 4, 1.46 and 1.44 at B = 8, for 0.4 to 0.8 of the CPU time.
-SHARED_FROM = 1_000_000
-
 
 class OnnxRuntime(Engine):
     name = "onnxruntime"
@@ -57,9 +53,6 @@ class OnnxSession:
     def __init__(self, path: Path, spec: RNNSpec) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads(spec)
-        # Threads that wait by spinning take the cores of the server and of other instances.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(
                 path.read_bytes(), options, providers=["CPUExecutionProvider"]
@@ -81,17 +74,6 @@ class OnnxSession:
     ) -> dict[str, NDArray[np.float32]]:
         names = self._outputs if wanted is None else tuple(wanted)
         return dict(zip(names, self._session.run(names, inputs), strict=True))
-
-
-def threads(spec: RNNSpec) -> int:
-    """1 for small layers, which cost more to share between threads than to compute; else 0, ONNX
-    Runtime's choice of one for each core.
-    """
-    sizes = (
-        len(layer.gates) * layer.hidden_size * (spec.layer_input(k) + layer.output_size)
-        for k, layer in enumerate(spec.layers)
-    )
-    return 1 if max(sizes) < SHARED_FROM else 0
 
 
 def engine(name: str) -> Engine:
