@@ -5,6 +5,7 @@ itself stores it. A counter's step is a message to tritonserver, and an observat
 to nothing: observations are summed here, and a thread tells Triton once a second what has changed.
 """
 
+import threading
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
@@ -15,6 +16,9 @@ import triton_python_backend_utils as pb_utils  # provided by Triton's Python ba
 from looprnn.batching import MOST_WASTE
 
 SHOWN_EVERY_S: Final = 1.0
+# Held by whoever speaks to Triton of metrics: tritonserver 2.51 aborts (lock_exception), one start
+# in five on a busy machine, where a thread shows some while another makes others.
+TELLING: Final = threading.Lock()
 WASTE: Final = (0.0, 0.05, 0.1, 0.15, 0.2, MOST_WASTE)
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -90,5 +94,6 @@ class EngineMetrics:
 
     def show(self) -> None:
         """Bring /metrics up to date."""
-        for histogram in (self._rows, self._waste, self._seconds):
-            histogram.show()
+        with TELLING:
+            for histogram in (self._rows, self._waste, self._seconds):
+                histogram.show()

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import triton_python_backend_utils as pb_utils  # provided by Triton's Python backend
 
+from looprnn.metrics import TELLING
 from looprnn.slots import SlotTable
 
 FAMILIES: Final = {
@@ -23,17 +24,21 @@ class StreamMetrics:
         kinds = pb_utils.MetricFamily
         self._families = []  # Triton drops a metric whose family is gone
         self._metrics: dict[str, Any] = {}
-        for key, (name, description) in FAMILIES.items():
-            kind = kinds.GAUGE if key == "live" else kinds.COUNTER
-            family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
-            self._families.append(family)
-            self._metrics[key] = family.Metric(labels=labels)
+        with TELLING:
+            for key, (name, description) in FAMILIES.items():
+                kind = kinds.GAUGE if key == "live" else kinds.COUNTER
+                family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+                self._families.append(family)
+                self._metrics[key] = family.Metric(labels=labels)
         self._shown = dict.fromkeys(FAMILIES, 0)
 
     def show(self, table: SlotTable) -> None:
         """Bring /metrics up to date."""
-        for key, metric in self._metrics.items():
-            value = len(table) if key == "live" else getattr(table, key)
-            if value != self._shown[key]:
-                metric.increment(value - self._shown[key])  # which may be below 0 for a gauge
-                self._shown[key] = value
+        now = {k: len(table) if k == "live" else getattr(table, k) for k in self._shown}
+        if now == self._shown:
+            return
+        with TELLING:
+            for key, value in now.items():
+                if value != self._shown[key]:
+                    self._metrics[key].increment(value - self._shown[key])  # a gauge's may be < 0
+        self._shown = now
