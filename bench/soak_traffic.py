@@ -115,8 +115,17 @@ class Habits:
                 raise AssertionError("a bad request was answered")
 
     def rubbish_over_http(self) -> None:
+        """Waits until the server has closed, or rubbish would pile up."""
         with socket.create_connection(address(self.where.http), timeout=TIMEOUT_S) as line:
-            line.sendall(self.random.randbytes(60) + b"\r\n\r\n")
+            try:
+                line.sendall(self.random.randbytes(60) + b"\r\n\r\n")
+                line.shutdown(socket.SHUT_WR)
+                while line.recv(65536):
+                    pass
+            except TimeoutError:
+                raise
+            except OSError:
+                pass  # closed while bytes of ours were unread
 
     def calls_given_up(self) -> None:
         """Over HTTP, by closing. Over gRPC a cancelled call can crash the tritonserver 2.51 that is
@@ -137,6 +146,7 @@ class Habits:
         with socket.create_connection(address(self.where.http), timeout=TIMEOUT_S) as line:
             line.sendall(http_request(path, json.dumps(request).encode()))
             time.sleep(self.random.random() * 0.003)
+        self._ask(self.over_http)  # behind it in the queue: no more than one lies there
 
     def unknown_models(self) -> None:
         with Client(self.where.grpc, "nobody", timeout_s=TIMEOUT_S) as client:
