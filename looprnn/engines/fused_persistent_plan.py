@@ -95,8 +95,11 @@ def cluster_plan(
     words = r_words(layer.cell, layer.dtype, layer.hidden, quads)
     if courier and (warps not in WITH_COURIER or layer.hidden % 4):
         return None
-    registers = WITH_COURIER[warps] if courier else min(255, 65536 // (32 * warps) // 8 * 8)
-    busy = (58 + 30 * rows if fp32 else 64) + 12 * (groups - 1)
+    # ptxas counts warps in fours; `busy` is what else a worker's registers hold.
+    registers = min(255, 65536 // (128 * -(-warps // 4)) // 8 * 8)
+    if courier:
+        registers = WITH_COURIER[warps]
+    busy = (64 + 32 * rows if fp32 else 76) + 14 * (groups - 1)
     in_registers = min(words, (registers - busy) // 4)
     if in_registers < 1:
         return None
