@@ -134,6 +134,15 @@ class Shape:
             value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = self.cluster, 1, 1
             attribute.value = value
             attributes.append(attribute)
+        if self.cluster > 1 and stream is not None:
+            # Our kernels of clusters wait by themselves for the kernel before, after loading R.
+            kinds = driver.CUlaunchAttributeID
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            value = driver.CUlaunchAttributeValue()
+            value.programmaticStreamSerializationAllowed = 1
+            attribute.value = value
+            attributes.append(attribute)
         if self.cooperative:
             attribute = driver.CUlaunchAttribute()
             attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE

@@ -85,7 +85,7 @@ def candidates(
                     cluster_plan(layer, batch, cluster, rows, groups, chip, courier=courier)
                 )
     for units in (8, 16):
-        for rows in (1, 2, 4, 8):
+        for rows in (1, 2, 4, 8, 16, 32, 64):
             found.append(grid_plan(layer, batch, units, rows, chip))
     return sorted((plan for plan in found if plan), key=lambda plan: plan.us_per_step)
 

@@ -159,12 +159,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_grid(
         for (int first = tid; first < WORDS * NB; first += TOGETHER * THREADS) {
             uint4 got[TOGETHER];
 #pragma unroll
-            for (int i = 0; i < TOGETHER; i++)
-                if (first + i * THREADS < WORDS * NB) got[i] = read_word(from + first + i * THREADS);
-#pragma unroll
             for (int i = 0; i < TOGETHER; i++) {
                 const int word = first + i * THREADS, row = word / WORDS, at = word % WORDS;
                 if (word >= WORDS * NB) break;
+                if (i == 0) got[0] = read_word(from + word);
+                else if (i == 1)  // the others once one has come: the L2 cache has no time for questions
+#pragma unroll
+                    for (int k = 1; k < TOGETHER; k++)
+                        if (first + k * THREADS < WORDS * NB) got[k] = read_word(from + first + k * THREADS);
                 while ((got[i].x & 1) != tag && !lost) {
                     got[i] = read_word(from + word);
                     if (++tries % 256 == 0) {  // the clock is slow to read

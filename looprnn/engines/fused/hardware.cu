@@ -47,6 +47,13 @@ __device__ __forceinline__ void load_matrices(unsigned out[4], const Weight* row
 }
 #endif
 
+// The next kernel may begin, if it is one that waits for this one's end by itself: see cluster.cu.
+__device__ __forceinline__ void next_may_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // 16 bytes on their way to shared memory, of which those after the first `bytes` become 0; a group ends at copies_end,
 // and copies_wait<N> waits for all groups but the last N.
 __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {

@@ -31,6 +31,7 @@ template <int S> __device__ __forceinline__ void wide(const Matmul& o) {
     const int m0 = blockIdx.x * S, n0 = blockIdx.y * S, row = threadIdx.x / 16, column = threadIdx.x % 16;
     const int pieces = (o.K + 31) / 32;
     const float *const x = o.a + blockIdx.z * o.a_z, *const w = o.w + blockIdx.z * o.w_z;
+    next_may_begin();
     float sum[TM][TN] = {};
     auto start = [&](int piece) {
         if (piece < pieces) {
@@ -122,6 +123,7 @@ template <int S, int WARPS, class A> __device__ __forceinline__ void wide(const 
     const int row = tid / 32 % 2 * M, column = tid / 64 * N, pieces = (o.K + 31) / 32;
     const A* const x = all + blockIdx.z * o.a_z;
     const Weight* const w = o.w + blockIdx.z * o.w_z;
+    next_may_begin();
     float sum[TM][TN][4] = {};
     auto start = [&](int piece) {
         if (piece < pieces) {
@@ -178,6 +180,7 @@ extern "C" __global__ void __launch_bounds__(256) grouped128(const Matmul o) {
     extern __shared__ __align__(1024) Weight stages[];  // [STAGES][a and w][PIECE]
     const int tid = threadIdx.x, m0 = blockIdx.x * S, n0 = blockIdx.y * S, pieces = (o.K + 63) / 64;
     const Weight* const w = o.w + blockIdx.z * o.w_z;
+    next_may_begin();
     float sum[64] = {};
     auto rows = [&](Weight* to, const Weight* from, int first, int count, long long row, int k0) {
         #pragma unroll
