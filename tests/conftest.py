@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import stream_model
+from client_both import clients
 from hypothesis import settings
 
 from looprnn import engines
@@ -109,3 +111,23 @@ def variant(request: pytest.FixtureRequest) -> object:
 def url(request: pytest.FixtureRequest, server: Address) -> str:
     """The server's address, once for each protocol."""
     return f"{request.param}://{getattr(server, request.param)}"
+
+
+@pytest.fixture(scope="session")
+def summing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose model holds streams of running sums; its tests leave no stream behind."""
+    with Server(stream_model.write_repository(tmp_path_factory.mktemp("sums"))) as running:
+        yield running
+
+
+@pytest.fixture(params=["grpc", "http"])
+def sums_url(request: pytest.FixtureRequest, summing: Server) -> str:
+    """That server's address, once for each protocol."""
+    return f"{request.param}://{getattr(summing, request.param)}"
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def connect_sums(request: pytest.FixtureRequest, sums_url: str) -> Iterator[object]:
+    """Opens a client of either kind of that server: connect_sums(model, …)."""
+    with clients(request.param) as kind:
+        yield lambda model="sum", **options: kind(sums_url, model, **{"timeout_s": 10} | options)

@@ -7,6 +7,7 @@ so far, in every place. It refuses as looprnn's stream models do, and says how m
 from pathlib import Path
 
 SIZE = 3
+CAPACITY = 8
 MODEL = """
 import numpy as np
 import triton_python_backend_utils as pb
@@ -94,7 +95,7 @@ def write_repository(
     *,
     name: str = "sum_stream",
     size: int = SIZE,
-    capacity: int = 8,
+    capacity: int = CAPACITY,
     candidates: int = 64,
 ) -> Path:
     """folder as a model repository."""

@@ -7,8 +7,8 @@ import pytest
 from client_both import clients, inner
 from client_proxy import Proxy
 from looprnn_client import Client, ServerError, StreamLost, Timeout, Unreachable
+from stream_doubles import SUMS, X
 from stream_model import SIZE, write_repository
-from test_client_streams import SUMS, X
 
 from looprnn.server import Server, free_ports
 

@@ -70,7 +70,7 @@ def test_results_out_of_order(monkeypatch):
 
 @pytest.fixture(scope="module")
 def summing(tmp_path_factory):
-    repository = write_repository(tmp_path_factory.mktemp("sums"), capacity=streams.CAPACITY)
+    repository = write_repository(tmp_path_factory.mktemp("sums"))
     with Server(repository) as running:
         yield running
         running.process.kill()  # it would take long to stop: calls were cut off

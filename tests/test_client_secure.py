@@ -1,24 +1,18 @@
-"""TLS, headers and compression on real sockets: a tritonserver's gRPC with certificates, an HTTPS
-double, and servers that tell what headers and bytes came."""
+"""TLS on real sockets: a tritonserver's gRPC with certificates, and HTTPS before its answers."""
 
-import gzip
 import shutil
 import ssl
 import subprocess
-import zlib
 from contextlib import contextmanager
-from typing import ClassVar
 
-import grpc
 import numpy as np
 import pytest
 from client_both import clients
-from client_doubles import PADDED
+from client_doubling import Doubling
 from looprnn_client import TLS, BadInput, Client, Unreachable, list_models
 from looprnn_client.cli import main
 from slow_model import write_repository
-from test_client_wire import Grpc, Index, http_server
-from tritonclient.grpc import service_pb2_grpc
+from test_client_wire import http_server
 
 from looprnn.server import Server
 
@@ -80,49 +74,6 @@ def secure_url(certificates, tmp_path_factory):
     repository = write_repository(tmp_path_factory.mktemp("secure"))
     with SecureServer(repository, certificates) as triton, https(certificates) as port:
         yield {"grpc": f"grpcs://{triton.grpc}", "http": f"https://127.0.0.1:{port}"}
-
-
-class Doubling(Index):
-    """Triton's HTTP, as much of it as the model `double`; keeps each request's headers."""
-
-    seen: ClassVar = []
-
-    def do_GET(self):
-        self.seen.append(dict(self.headers))
-        row = {"data_type": "TYPE_FP32"}
-        self.answer(
-            {
-                "max_batch_size": 8,
-                "input": [
-                    row | {"name": "input", "dims": [-1, 3]},
-                    row | {"name": "h_0", "dims": [1, 3]},
-                ],
-                "output": [
-                    row | {"name": "output", "dims": [-1, 3]},
-                    row | {"name": "h_n", "dims": [1, 3]},
-                ],
-            }
-        )
-
-    def do_POST(self):
-        self.seen.append(dict(self.headers))
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        body = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(
-            self.headers.get("Content-Encoding"), bytes
-        )(body)
-        if self.path.endswith("index"):
-            return self.answer([{"name": "double", "version": "1", "state": "READY"}])
-        x = np.frombuffer(body[int(self.headers["Inference-Header-Content-Length"]) :], "<f4")
-        x = x.reshape(-1, 50, 3)
-        rows = [("output", x * 2), ("h_n", np.zeros((len(x), 1, 3)))]
-        self.answer(
-            {
-                "outputs": [
-                    {"name": n, "datatype": "FP32", "shape": a.shape, "data": a.ravel().tolist()}
-                    for n, a in rows
-                ]
-            }
-        )
 
 
 @contextmanager
@@ -205,104 +156,6 @@ def test_certificate_that_is_none(tmp_path):
         Client("https://localhost:8001", "double", timeout_s=1, tls=tls)
 
 
-# ── headers and compression ──────────────────────────────────────────────────────────────────────
-
-
-class Listening(Grpc):
-    """Keeps each call's metadata."""
-
-    def __init__(self):
-        self.seen = []
-
-    def ModelConfig(self, request, context):
-        from google.protobuf.json_format import ParseDict
-        from tritonclient.grpc import service_pb2
-
-        self.seen.append(dict(context.invocation_metadata()))
-        return ParseDict({"config": PADDED}, service_pb2.ModelConfigResponse())
-
-    def ModelInfer(self, request, context):
-        self.seen.append(dict(context.invocation_metadata()))
-        context.abort(grpc.StatusCode.INTERNAL, "enough")
-
-
-@contextmanager
-def listening(protocol):
-    """(url, the headers of each call)"""
-    from concurrent.futures import ThreadPoolExecutor
-
-    if protocol == "http":
-        Doubling.seen = []
-        with http_server(Doubling) as port:
-            yield f"http://127.0.0.1:{port}", Doubling.seen
-        return
-    triton, server = Listening(), grpc.server(ThreadPoolExecutor(1))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}", triton.seen
-    finally:
-        server.stop(None).wait()
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-@pytest.mark.parametrize("kind", ["threads", "asyncio"])
-def test_headers_go_with_every_call(protocol, kind):
-    tokens = iter(["first", "second", "third"])
-
-    def headers():
-        return {"Authorization": f"Bearer {next(tokens)}"}
-
-    with listening(protocol) as (url, seen), clients(kind) as connect:
-        with connect(url, "double", timeout_s=20, headers=headers) as client:
-            _ = client.signature
-        with connect(url, "double", timeout_s=20, headers={"X-Team": "blue"}) as client:
-            _ = client.signature
-    lower = [{name.lower(): value for name, value in call.items()} for call in seen]
-    assert lower[0]["authorization"] == "Bearer first"
-    assert lower[1]["x-team"] == "blue"
-    assert "authorization" not in lower[1]
-
-
-@pytest.mark.parametrize("headers", [{"a": 1}, {1: "a"}])
-def test_headers_that_are_none(headers):
-    with pytest.raises(BadInput, match="strings to strings"):
-        Client("localhost:8001", "double", timeout_s=1, headers=headers)
-
-
-@pytest.mark.parametrize("compression", ["gzip", "deflate"])
-@pytest.mark.parametrize("kind", ["threads", "asyncio"])
-def test_compressed_over_http(compression, kind):
-    with (
-        listening("http") as (url, seen),
-        clients(kind) as connect,
-        connect(url, "double", timeout_s=20, compression=compression) as client,
-    ):
-        np.testing.assert_allclose(client.infer(X).output, 2 * X, rtol=0, atol=1e-6)
-    assert seen[-1]["Content-Encoding"] == seen[-1]["Accept-Encoding"] == compression
-
-
-@pytest.mark.live
-@pytest.mark.parametrize("compression", ["gzip", "deflate"])
-@pytest.mark.parametrize("kind", ["threads", "asyncio"])
-def test_compressed_is_the_same_answer(url, compression, kind):
-    x = np.zeros((2, 40, 7), np.float32)
-    with Client(url, "lstm", timeout_s=20) as client:
-        want = client.infer(x)
-    with (
-        clients(kind) as connect,
-        connect(url, "lstm", timeout_s=20, compression=compression) as client,
-    ):
-        got = client.infer(x)
-    np.testing.assert_array_equal(got.output, want.output)
-
-
-def test_compression_that_is_none():
-    with pytest.raises(BadInput, match="compression must be one of"):
-        Client("localhost:8001", "double", timeout_s=1, compression="zip")
-
-
 @pytest.mark.live
 @pytest.mark.parametrize("protocol", ["grpc", "https"])
 def test_the_command_over_tls_with_a_token(secure_url, certificates, tmp_path, capsys, protocol):
@@ -322,9 +175,3 @@ def test_the_command_over_tls_with_a_token(secure_url, certificates, tmp_path, c
         assert sent["authorization"] == "Bearer t:1"
     assert main(["models", *words[:4], "--certificate", words[-3]]) == 1
     assert "certificate and private_key together" in capsys.readouterr().err
-
-
-def test_a_header_without_a_value_says_how_it_is_written(capsys):
-    with pytest.raises(SystemExit):
-        main(["models", "--url", "a:1", "--header", "token"])
-    assert "wanted NAME:VALUE" in capsys.readouterr().err
