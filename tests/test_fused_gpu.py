@@ -3,9 +3,11 @@
 The planner takes persistent kernels where they exist; each test runs with them and without.
 """
 
+import itertools
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -39,18 +41,16 @@ def way(request):
 @pytest.fixture
 def opened(way, tmp_path):
     """opened(spec, weights) → an open session, whose memory is poisoned before each run."""
-    engine, sessions = engines.get("fused"), []
+    engine, names = engines.get("fused"), itertools.count()
+    with ExitStack() as sessions:
 
-    def make(spec, weights=None):
-        path = tmp_path / f"{len(sessions)}.fused"
-        arrays = load_weights(spec) if weights is None else weights
-        engine.build(spec, arrays, path, progress=lambda *_: None, workspace=0)
-        sessions.append(engine.session(path, spec))
-        return sessions[-1].__enter__()
+        def make(spec, weights=None):
+            path = tmp_path / f"{next(names)}.fused"
+            arrays = load_weights(spec) if weights is None else weights
+            engine.build(spec, arrays, path, progress=lambda *_: None, workspace=0)
+            return sessions.enter_context(engine.session(path, spec))
 
-    yield make
-    for session in sessions:
-        session.__exit__(None, None, None)
+        yield make
 
 
 def poisoned(session, inputs):
