@@ -1,7 +1,12 @@
 """compute-sanitizer over the fused engine's kernels: memcheck, racecheck and synccheck, on a GPU.
 
     python bench/fused_sanitize.py                    all three, a minute or two
-    python bench/fused_sanitize.py --tools memcheck
+    python bench/fused_sanitize.py --tools memcheck --ways steps
+
+On an H100 (compute-sanitizer of CUDA 13.0) the kernels that run step by step are clean under all
+three. Of the persistent ones synccheck finds nothing; memcheck calls a bulk copy to a block of the
+same cluster "not located in remote CTA", at an address inside that block's shared memory, and stops
+the launch; racecheck does not come to an end. Both are open.
 
 A small sweep: each cell in each type, planned and step by step, one row and several, both
 directions, lengths. Each answer is compared with the reference, too. The status is 0 if every tool
@@ -14,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from machine import ROOT
 from rich.console import Console
@@ -25,6 +31,7 @@ from looprnn.spec import Head, Layer, Profile, Range, RNNSpec, WeightSource
 from looprnn.weights import load_weights
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
+WAYS = ("planned", "steps")  # with the persistent kernels, and without
 SWEPT = "swept"  # what the child says once it is through
 CUDA = "/usr/local/cuda/bin"
 
@@ -62,29 +69,38 @@ def specs() -> list[RNNSpec]:
     return found
 
 
-def sweep() -> None:
+def sweep(ways: list[str]) -> None:
     """Build, run and compare every spec; raises AssertionError where one is wrong."""
-    engine, planned = engines.get("fused"), fused_plan.choose
+    engine = engines.get("fused")
+    fused_plan.TIMEOUT_NS *= 20  # type: ignore[misc]  # what is watched is slow
     for spec in specs():
-        for choose in (planned, lambda spec: fused_plan.only_steps(spec, "the sweep")):
-            fused_plan.choose = choose  # type: ignore[assignment]
+        for way in ways:
+            chosen = (
+                fused_plan.choose(spec)
+                if way == "planned"
+                else fused_plan.only_steps(spec, "a sweep")
+            )
             arrays, most = load_weights(spec), spec.profile
             inputs = parity.draw_inputs(spec, most.batch.max, most.time.max)
             with TemporaryDirectory() as folder:
                 path = Path(folder) / engine.file
-                engine.build(spec, arrays, path, progress=lambda *_: None, workspace=0)
+                with patch.object(fused_plan, "choose", return_value=chosen):
+                    engine.build(spec, arrays, path, progress=lambda *_: None, workspace=0)
                 with engine.session(path, spec) as session:
                     found = parity.differences(spec, arrays, inputs, session.run(inputs))
             assert all(parity.agrees(v, spec.precision) for v in found.values()), (spec, found)
     sys.stdout.write(f"{SWEPT}\n")
 
 
-def sanitized(program: str, tool: str) -> tuple[bool, str]:
+def sanitized(program: str, tool: str, ways: list[str]) -> tuple[bool, str]:
     """Whether the tool found nothing, and what it said."""
     # A CUDA call that fails raises CudaError by itself; the tool would count the driver's own, too.
     command = [program, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
     answer = subprocess.run(
-        [*command, sys.executable, __file__, "--sweep"], capture_output=True, text=True, cwd=ROOT
+        [*command, sys.executable, __file__, "--sweep", "--ways", *ways],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     said = answer.stdout + answer.stderr
     return answer.returncode == 0 and SWEPT in said, said
@@ -93,10 +109,11 @@ def sanitized(program: str, tool: str) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--sweep", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sweep:
-        sweep()
+        sweep(options.ways)
         return 0
     console = Console()
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=CUDA)
@@ -105,13 +122,14 @@ def main() -> int:
         return 2
     table, clean = Table("tool", "", "its last line"), True
     for tool in options.tools:
-        with console.status(f"{tool} over {2 * len(specs())} engines"):
-            well, said = sanitized(program, tool)
+        with console.status(f"{tool} over {len(options.ways) * len(specs())} engines"):
+            well, said = sanitized(program, tool, options.ways)
         clean &= well
         lines = [line for line in said.splitlines() if line.strip()]
         table.add_row(tool, "[green]clean[/]" if well else "[red]found[/]", lines[-1])
         if not well:
-            console.print("\n".join(lines[-60:]), markup=False, soft_wrap=True)
+            own = [line for line in lines if line.startswith("=====")][:60]
+            console.print("\n".join(own + lines[-20:]), markup=False, soft_wrap=True)
     console.print(table)
     return 0 if clean else 1
 
