@@ -89,7 +89,9 @@ def cluster_plan(
     whole = warps if fp32 else -(-warps // 4) * 4  # a block's part of h is whole tiles of 16
     if cluster > 1:
         warps = whole
-    if warps > 12 or (cluster > 1 and (warps - (1 if fp32 else 4)) * cluster * 4 >= layer.hidden):
+    if warps > (8 if fp32 else 12) or (
+        cluster > 1 and (warps - (1 if fp32 else 4)) * cluster * 4 >= layer.hidden
+    ):
         return None
     quads, gates = warps * cluster, GATES[layer.cell]
     words = r_words(layer.cell, layer.dtype, layer.hidden, quads)
