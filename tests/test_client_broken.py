@@ -89,7 +89,6 @@ def test_call_is_not_sent_again_where_told_so(connect, protocol, plug_of_lstm):
         with pytest.raises((ServerError, Unreachable)):
             client.infer(x)
         assert plug_of_lstm.lost.is_set()
-        client.infer(x)
 
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ import pytest
 from client_both import clients, inner
 from client_doubles import Fake
 from looprnn_client import BadInput, Client, ServerError, Timeout
-from looprnn_client.memory import FOLDER, SystemRegion, region_maker
+from looprnn_client.regions import FOLDER, SystemRegion, region_maker
 from looprnn_client.transport import Code, Failure
 from slow_model import write_repository
 
@@ -49,8 +49,9 @@ def connect(request, url, doubling):
     assert registered(doubling) == []
 
 
-def files():
-    return sorted(path.name for path in FOLDER.iterdir() if path.name.startswith("looprnn-"))
+def files(pid=None):
+    """The regions of this process, or of another: others use the folder too."""
+    return sorted(path.name for path in FOLDER.glob(f"looprnn-client-{pid or os.getpid()}-*"))
 
 
 def registered(server):
@@ -151,12 +152,11 @@ while True:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_client_leaves_no_file(doubling, how):
-    before = files()
     command = [sys.executable, "-c", textwrap.dedent(KILLED), doubling.grpc]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout.readline() == "ready\n"
         os.kill(client.pid, how)
-    assert files() == before
+    assert files(client.pid) == []
     for name in registered(doubling):  # the server's mapping is all that stays, until it ends
         url = f"http://{doubling.http}/v2/systemsharedmemory/region/{name}/unregister"
         urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from typing import Any
 
 import numpy as np
 from cuda.bindings import runtime  # type: ignore[import-not-found,unused-ignore]
 from numpy.typing import NDArray
 
+from looprnn_client.regions import new_name
 from looprnn_client.transport import Tensor
 
 
 class CudaRegion:
-    """See `memory.Region`. Raises OSError when the device has none to give."""
+    """See `regions.Region`. Raises OSError when the device has none to give."""
 
     cuda = True
 
     def __init__(self, size: int, *, device: int) -> None:
-        self.name, self.size, self._device = (
-            f"looprnn-{os.getpid()}-{uuid.uuid4().hex}",
-            size,
-            device,
-        )
+        self.name, self.size, self._device = new_name(), size, device
         self._address = 0
         check(runtime.cudaSetDevice(device))
         self._address = check(runtime.cudaMalloc(size))

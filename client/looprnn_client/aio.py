@@ -14,7 +14,7 @@ from looprnn_client.core import Core
 from looprnn_client.drive import Awaiting, arun
 from looprnn_client.errors import LoopRNNClientError
 from looprnn_client.many import check_in_flight, infer_many_async
-from looprnn_client.memory import region_maker
+from looprnn_client.regions import region_maker
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState

@@ -15,7 +15,7 @@ from looprnn_client.core import Core, list_states
 from looprnn_client.drive import Blocking, run
 from looprnn_client.errors import BadInput, LoopRNNClientError
 from looprnn_client.many import check_in_flight, infer_many, submit
-from looprnn_client.memory import region_maker
+from looprnn_client.regions import region_maker
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState

@@ -16,7 +16,8 @@ import numpy as np
 from looprnn_client.drive import Plan, Waits
 from looprnn_client.errors import BadInput, LoopRNNClientError, ServerError
 from looprnn_client.explain import explain
-from looprnn_client.memory import Arena, Loan, Region
+from looprnn_client.memory import Arena, Loan
+from looprnn_client.regions import Region
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.timing import count, enter, left, pauses, seconds
