@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,16 @@ class Address:
 
     grpc: str
     http: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_signals() -> None:
+    """What tests start heeds signals, also where nohup or a shell's & made us ignore them: an
+    ignored signal is inherited, a handler is not.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
