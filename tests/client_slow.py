@@ -72,6 +72,7 @@ class SlowAio(Slow):
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
+            waiting.add_done_callback(lambda done: done.exception())  # read, or asyncio complains
             flight.cancel()
             raise
 
