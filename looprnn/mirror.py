@@ -69,5 +69,8 @@ def _is_copy(source: Path, copy: Path) -> bool:
 
 
 def _is_stream_model(model: Path) -> bool:
-    """Not a user's own model that happens to have such a name."""
+    """Not a user's own model that happens to have such a name; the images hold a config alone."""
+    config = model / "config.pbtxt"
+    if config.is_file() and 'key: "stream_capacity"' in config.read_text(encoding="utf-8"):
+        return True
     return any(path.read_text() == repository.STREAM_PY for path in model.glob("*/model.py"))

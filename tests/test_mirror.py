@@ -4,6 +4,7 @@ knows whose it is.
 
 import argparse
 import dataclasses
+import shutil
 import io
 import json
 
@@ -122,6 +123,16 @@ def test_a_users_own_model_of_such_a_name_is_left_alone(tmp_path):
     with pytest.raises(EngineError, match="small_stream: a model of that name is there.*Rename it"):
         build(tmp_path)
     assert (own.exists(), config.read_text()) == (True, 'backend: "python"')
+
+
+def test_a_config_without_versions_as_images_hold_it_is_no_strangers(tmp_path):
+    build(tmp_path)
+    (config,) = tmp_path.glob("small_stream/config.pbtxt")
+    for folder in ("small_stream/1", "small"):
+        shutil.rmtree(tmp_path / folder)
+    assert config.exists()
+    build(tmp_path)
+    assert (tmp_path / "small_stream/1/model.onnx").exists()
 
 
 def test_a_refit_reaches_the_stream_model(tmp_path, monkeypatch):
