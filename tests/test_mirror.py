@@ -4,9 +4,9 @@ knows whose it is.
 
 import argparse
 import dataclasses
-import shutil
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
