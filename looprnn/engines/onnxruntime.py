@@ -15,9 +15,9 @@ from looprnn.errors import EngineError, EngineMissing
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
-# Weights of a layer. LSTM 64→256 (0.3 million), T = 32, on 2 cores, one thread and two that wait by
-# spinning: 0.36 and 0.41 ms at B = 1, 0.58 and 0.99 at B = 4, 1.19 and 1.41 at B = 8, for a half of
-# the CPU time, which is then the server's.
+# Weights of a layer. LSTM 64→256 (0.3 million), T = 32, on 2 idle cores, one thread and two that
+# spin: 0.40 and 0.29 ms at B = 1, 1.32 and 0.73 at B = 8. Served, one has the lower p99 at
+# concurrency 8 (5.1 to 6.9 ms) for 0.6 of the CPU time, and 5 % fewer requests/s (at 32, 19 %).
 SHARED_FROM = 1_000_000
 
 
@@ -83,7 +83,7 @@ class OnnxSession:
 
 
 def threads(spec: RNNSpec) -> int:
-    """1 for small layers, which cost more to share between threads than to compute; else 0, ONNX
+    """1 for small layers: the other cores are the server's and other models'; else 0, ONNX
     Runtime's choice of one for each core.
     """
     sizes = (
