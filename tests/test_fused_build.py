@@ -47,7 +47,7 @@ def all_units():
     return found
 
 
-SHIPPED, UNITS = units_of(VARIANTS.values()), all_units()
+UNITS = all_units()
 
 
 @pytest.mark.parametrize("name", sorted(UNITS))
@@ -58,11 +58,7 @@ def test_every_unit_compiles_for_hopper_and_keeps_to_its_registers(name):
     )
     assert cubin.startswith(fused_compile.ELF)
     assert used, kernels
-    # An LSTM of 257 in fp32 spills 52 bytes for one number of rows; what is shipped spills none.
-    most = 0 if name in SHIPPED or not name.startswith("recurrence") else 64
-    assert {
-        k: (u.stack, u.spilled) for k, u in used.items() if max(u.stack, u.spilled) > most
-    } == {}
+    assert {k: (u.stack, u.spilled) for k, u in used.items() if u.stack or u.spilled} == {}
 
 
 @pytest.mark.parametrize("capability", ["8.0", "8.9", "12.0"])

@@ -39,17 +39,6 @@ struct Shared {
     unsigned short sent[NB][UNITS];
 };
 
-__device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b) {
-#if TYPE == 17
-#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
-#else
-#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
-#endif
-    asm volatile(MMA " {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
-}
-
 __device__ __forceinline__ uint4 read_word(const uint4* from) {
     uint4 w;
     asm volatile("{\n.reg .b128 v;\nld.relaxed.gpu.global.b128 v, [%4];\n.reg .b64 a, b;\nmov.b128 {a, b}, v;\n"

@@ -16,17 +16,6 @@ constexpr int QUAD_BYTES = NB * 8, H_QUADS = H_TILES * 4 > C * PART_QUADS ? H_TI
 static_assert(1 <= NB && NB <= 8, "rows of a group");
 static_assert(C == 1 || WARPS == PART_QUADS, "the parts of h lie side by side");
 
-__device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b) {
-#if TYPE == 17
-#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
-#else
-#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
-#endif
-    asm volatile(MMA " {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
-}
-
 struct Tile {
     const int lane, q = lane % 4, n = lane / 4, upper = lane / 16;
     const int unit = n % 4;
