@@ -19,7 +19,7 @@ SHOWN_EVERY_S: Final = 1.0
 # Held by whoever speaks to Triton of metrics: tritonserver 2.51 aborts (lock_exception), one start
 # in five on a busy machine, where a thread shows some while another makes others.
 TELLING: Final = threading.Lock()
-WASTE: Final = (0.0, 0.05, 0.1, 0.15, 0.2, MOST_WASTE)
+WASTE: Final = (0.0, 0.05, 0.1, 0.2, 0.3, MOST_WASTE)
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 

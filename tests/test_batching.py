@@ -124,7 +124,7 @@ def test_only_requests_above_the_profile_are_cut():
 
 def test_equal_requests_fill_a_run_and_unequal_ones_share_it_within_the_bound():
     assert [len(run) for run in plan([(1, 8)] * 9, MOST_ROWS)] == [4, 4, 1]
-    assert [[k for k, _ in run] for run in plan([(1, 3), (1, 9), (1, 8), (1, 3)], MOST_ROWS)] == [
+    assert [[k for k, _ in run] for run in plan([(2, 1), (1, 9), (1, 8), (1, 1)], MOST_ROWS)] == [
         [1, 2],
         [0, 3],
     ]
@@ -153,7 +153,7 @@ def test_an_output_nobody_computed_is_in_no_share():
 
 
 # Requests of one run after another: cut, ragged, with and without lengths and states.
-HARD = [(1, 1), (9, 7), (1, 9), (1, 8), (1, 1), (1, 9), (2, 6)]
+HARD = [(1, 1), (9, 7), (1, 9), (1, 8), (1, 1), (1, 9), (2, 2)]
 
 
 class Mixed(Batch):

@@ -15,10 +15,11 @@ from looprnn.errors import EngineError, EngineMissing
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
-# Weights of a layer. LSTM 64→256 (0.3 million), T = 32, on 2 idle cores, one thread and two that
-# spin: 0.40 and 0.29 ms at B = 1, 1.32 and 0.73 at B = 8. Served, one has the lower p99 at
-# concurrency 8 (5.1 to 6.9 ms) for 0.6 of the CPU time, and 5 % fewer requests/s (at 32, 19 %).
-SHARED_FROM = 1_000_000
+# A run of small layers on a few rows is over before a second thread has come: LSTM 64→256 (0.3
+# million weights), T = 32, 2 cores, with one thread and with two takes 0.40 and 0.47 ms at B = 1,
+# 0.66 and 1.00 at 4, 0.80 and 0.68 at 5, 1.34 and 0.85 at 8, 4.60 and 2.47 at 32.
+SMALL = 1_000_000  # weights of a layer
+FEW = 4  # rows
 
 
 class OnnxRuntime(Engine):
@@ -53,18 +54,20 @@ class OnnxRuntime(Engine):
 
 
 class OnnxSession:
-    """One ort.InferenceSession on the CPU provider."""
+    """ONNX Runtime on the CPU provider, with as many threads as pay for the rows of a run."""
 
     def __init__(self, path: Path, spec: RNNSpec) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads(spec)
         try:
-            self._session = ort.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            model = path.read_bytes()
         except FileNotFoundError:
             raise EngineMissing(f"{path}: no such engine") from None
+        try:
+            if small(spec):
+                # Threads that spin for work to come take the core that the server needs.
+                self._few = load(model, threads=1)
+                self._many = load(model, spin=False)
+            else:
+                self._few = self._many = load(model)
         except Exception as error:  # ort raises a class of its own for each cause
             raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         self._outputs = spec.output_names
@@ -73,24 +76,33 @@ class OnnxSession:
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._session
+        del self._few, self._many
 
     def run(
         self, inputs: Arrays, wanted: Collection[str] | None = None
     ) -> dict[str, NDArray[np.float32]]:
         names = self._outputs if wanted is None else tuple(wanted)
-        return dict(zip(names, self._session.run(names, inputs), strict=True))
+        session = self._few if len(inputs["input"]) <= FEW else self._many
+        return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def threads(spec: RNNSpec) -> int:
-    """1 for small layers: the other cores are the server's and other models'; else 0, ONNX
-    Runtime's choice of one for each core.
-    """
+def load(model: bytes, *, threads: int = 0, spin: bool = True) -> ort.InferenceSession:
+    """threads: of one run; 0 is ONNX Runtime's choice, one for each core."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def small(spec: RNNSpec) -> bool:
+    """Whether every layer has fewer than SMALL weights."""
     sizes = (
         len(layer.gates) * layer.hidden_size * (spec.layer_input(k) + layer.output_size)
         for k, layer in enumerate(spec.layers)
     )
-    return 1 if max(sizes) < SHARED_FROM else 0
+    return max(sizes) < SMALL
 
 
 def engine(name: str) -> Engine:
