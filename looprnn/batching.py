@@ -81,14 +81,17 @@ class Batch:
         one, two = spec.shapes(1, 1), spec.shapes(1, 2)
         self._timed = {name for name in spec.output_names if one[name] != two[name]}
 
-    def fill(self, requests: Sequence[Arrays], run: Sequence[Piece]) -> dict[str, NDArray[Any]]:
-        """Every input of the spec for session.run: [B, T, …] padded with 0 to the longest T of the
-        run; where a request brings none, lengths of its own T and the spec's states.
+    def fill(
+        self, requests: Sequence[Arrays], run: Sequence[Piece], names: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """These inputs of the spec, by default all, for session.run: [B, T, …] padded with 0 to the
+        longest T of the run; where a request brings none, lengths of its own T and the spec's
+        states.
 
         A run of one request takes its arrays uncopied.
         """
         filled = {}
-        for name in self._spec.input_names:
+        for name in names or self._spec.input_names:
             given = [requests[k][name][rows] for k, rows in run if name in requests[k]]
             if len(run) == 1 and given:
                 filled[name] = given[0]

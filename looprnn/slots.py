@@ -1,24 +1,16 @@
-"""SlotTable: the streams that live here, and their states in slots of one table.
+"""SlotTable: the streams that live here, and the slot of each. What lies in the slots is for an
+engines.States to keep.
 
-Pure NumPy, host memory. gather(), hold() and scatter() alone touch states, and their `inputs` and
-`outputs` are the session's own: a table that keeps states on the device takes this one's place by
-putting there what its session reads and writes. B rows of a run, L layers, H hidden size.
-
-A chunk changes nothing before keep(): admit() reserves at most an empty slot, and gather() copies.
+A chunk changes nothing before keep(): admit() reserves at most an empty slot.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from typing import Final
 
 from looprnn.errors import StreamRefused, StreamUnknown
-from looprnn.spec import RNNSpec
 
-Arrays = Mapping[str, NDArray[Any]]
 StreamId = int | str  # 7 and "7" are two streams, as they are to Triton
 AGAIN: Final = "Send START; with the h_0 and c_0 of its last exported state it goes on from there"
 
@@ -31,19 +23,11 @@ class SlotTable:
     """
 
     def __init__(
-        self,
-        spec: RNNSpec,
-        *,
-        capacity: int,
-        ttl_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, *, capacity: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.capacity, self.ttl_s = capacity, ttl_s
         self.expired = self.refused = self.reset = 0
         self._clock = clock
-        self._states = {
-            s: np.zeros((capacity, *spec.state_dims(s)), np.float32) for s in spec.states
-        }
         self._free = list(range(capacity))
         self._live: OrderedDict[StreamId, tuple[int, float]] = OrderedDict()  # by age: slot, since
         self._gone: OrderedDict[StreamId, None] = OrderedDict()  # the last to expire, for their end
@@ -83,24 +67,8 @@ class SlotTable:
             )
         return self._free.pop()
 
-    def gather(self, slots: Sequence[int], rows: Sequence[int], inputs: Arrays) -> None:
-        """The states of `slots` become those rows of h_0 and c_0 [B, L·D, H]."""
-        for state, table in self._states.items():
-            inputs[f"{state}_0"][rows] = table[slots]
-
-    def hold(self, inputs: Arrays, outputs: Arrays) -> None:
-        """Rows of no step end as they began to the last bit, whatever the engine computes in."""
-        still = inputs["lengths"] == 0
-        for state in self._states:
-            outputs[f"{state}_n"][still] = inputs[f"{state}_0"][still]
-
-    def scatter(self, slots: Sequence[int], rows: Sequence[int], outputs: Arrays) -> None:
-        """Those rows of h_n and c_n [B, L·D, H] become the states of `slots`."""
-        for state, table in self._states.items():
-            table[slots] = outputs[f"{state}_n"][rows]
-
     def keep(self, stream: StreamId, slot: int, *, start: bool) -> None:
-        """The chunk is done and its states are scattered: the stream lives on."""
+        """The chunk is done and its state is in the slot: the stream lives on."""
         self.reset += start and stream in self._live
         self._gone.pop(stream, None)
         self._touch(stream, slot)

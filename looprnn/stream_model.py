@@ -10,11 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb_utils  # provided by Triton's Python backend
 
-from looprnn import triton_model
+from looprnn import states, triton_model
 from looprnn.batching import Piece, plan, useful_steps
 from looprnn.errors import RequestError, StreamRefused, StreamUnknown
 from looprnn.every import Every
@@ -52,7 +53,17 @@ class TritonPythonModel(triton_model.TritonPythonModel):
                 f"{args['model_name']}: config.pbtxt lacks how streams are kept ({error}). "
                 f"Render it again: python build_engines.py --variant {self._spec.name}"
             ) from error
-        self._table = SlotTable(self._spec, capacity=capacity, ttl_s=TTL_IDLES * idle_s)
+        self._table = SlotTable(capacity=capacity, ttl_s=TTL_IDLES * idle_s)
+        try:
+            beside = states.beside(self._session, self._spec, capacity)
+            self._states = self._open.enter_context(beside)
+        except Exception as error:
+            self._open.close()
+            raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
+        pb_utils.Logger.log_info(
+            f"{args['model_name']}: {capacity} slots in {self._states.place}, "
+            f"{self._states.nbytes / 2**20:.1f} MiB"
+        )
         self._metrics = StreamMetrics(
             {
                 "model": args["model_name"],
@@ -113,15 +124,14 @@ class TritonPythonModel(triton_model.TritonPythonModel):
         """Run the engine once, from the streams' states to their next."""
         chunks = [asked[k] for k, _ in run]
         inputs = [chunk.inputs for chunk in asked]
-        slots = {row: c.slot for row, c in enumerate(chunks) if c.slot is not None}
-        live = {row: slot for row, slot in slots.items() if not chunks[row].start}
-        states = frozenset(f"{s}_n" for s in self._spec.states)
+        begin = [self._first(chunk) for chunk in chunks]
+        end = [-1 if chunk.slot is None else chunk.slot for chunk in chunks]
+        names = self._spec.input_names if min(begin) < 0 else ("input", "lengths")
         try:
-            filled = self._batch.fill(inputs, run)
-            self._table.gather(list(live.values()), list(live), filled)
-            wanted = states.union(*(c.wanted for c in chunks))
-            outputs = self._compute(filled, wanted, useful_steps(inputs, run))
-            self._table.hold(filled, outputs)
+            filled = self._batch.fill(inputs, run, names)
+            wanted = frozenset().union(*(c.wanted for c in chunks))
+            from_slots = partial(self._states.run, begin=begin, end=end)
+            outputs = self._compute(filled, wanted, useful_steps(inputs, run), from_slots)
         except Exception as error:
             for chunk in chunks:
                 chunk.failure = f"engine failed: {error}"
@@ -129,7 +139,6 @@ class TritonPythonModel(triton_model.TritonPythonModel):
                 if chunk.end:
                     self._table.end(chunk.stream)
             return
-        self._table.scatter(list(slots.values()), list(slots), outputs)
         for chunk in chunks:
             if chunk.slot is not None:
                 self._table.keep(chunk.stream, chunk.slot, start=chunk.start)
@@ -137,6 +146,12 @@ class TritonPythonModel(triton_model.TritonPythonModel):
                 self._table.end(chunk.stream)
         for k, share in self._batch.shares(outputs, inputs, run):
             asked[k].parts.append(share)
+
+    def _first(self, chunk: Chunk) -> int:
+        """The slot in which its first state lies; -1 where the chunk brings it."""
+        if any(f"{s}_0" in chunk.inputs for s in self._spec.states):
+            return -1
+        return self._table.capacity if chunk.start or chunk.slot is None else chunk.slot
 
     def _sweep(self) -> None:
         with self._table_lock:

@@ -13,6 +13,8 @@ import numpy as np
 from looprnn.engines import fused_plan, fused_source
 from looprnn.engines.fused_pack import pack_weights
 from looprnn.engines.fused_program import At, Launch, Loop, Zero
+from looprnn.engines.fused_slots import between_slots, copied_in, widths
+from looprnn.errors import EngineError
 
 HERE = Path(__file__).parent
 KERNEL = re.compile(
@@ -55,19 +57,44 @@ def compiled(unit: fused_source.Unit) -> ctypes.CDLL:
 
 
 def run(spec, weights, inputs):
-    """Every input of the spec → every output, as a session on a GPU would; all memory that nothing
-    wrote is NaN.
-    """
+    """Every input of the spec → every output, as a session on a GPU would, and the flag."""
+    return compute(spec, weights, inputs, "given", {})
+
+
+class SlotsOnCpu:
+    """See engines.States."""
+
+    def __init__(self, spec, weights, capacity):
+        self._spec, self._weights = spec, weights
+        row = np.concatenate(
+            [np.full(n, getattr(spec, f"{s}_0"), np.float32) for s, n in widths(spec).items()]
+        )
+        self._table = np.zeros((capacity + 1, row.size), np.float32)
+        self._table[capacity] = row
+
+    def run(self, inputs, wanted, begin, end):
+        given = {**inputs, "slots": np.array((begin, end), np.int32)}
+        where = "both" if min(begin) < 0 else "slots"
+        found, failed = compute(self._spec, self._weights, given, where, {"table": self._table})
+        if failed:
+            raise EngineError(f"code {failed}")
+        return {name: found[name] for name in wanted}
+
+
+def compute(spec, weights, inputs, begin, kept):
+    """All memory that nothing wrote is NaN, but for what is kept."""
     batch, time = inputs["input"].shape[:2]
     ways = fused_plan.only_steps(spec, "a CPU")
     program = fused_plan.program(spec, ways, batch, time, hopper=False)
+    if begin != "given":
+        program = between_slots(program, spec, batch, begin)
     units = fused_plan.units(spec, ways)
-    buffers = pack_weights(spec, weights)
+    buffers = pack_weights(spec, weights) | kept
     shapes = spec.shapes(batch, time)
     for name in spec.output_names:
         buffers[name] = np.full(shapes[name], np.nan, np.float32)
-    for name in spec.input_names:
-        buffers[name.replace("_0", "_n")] = np.array(inputs[name], order="C")
+    for name, buffer in copied_in(spec, begin).items():
+        buffers[buffer] = np.array(inputs[name], order="C")
     for name, size in program.scratch.items():
         buffers[name] = np.full(size, 0xFF, np.uint8)
     buffers["failed"] = np.full(1, -1, np.int32)

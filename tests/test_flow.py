@@ -36,6 +36,7 @@ FLOW = [
     "repository",
     "mirror",
     "triton_model",
+    "states",
     "slots",
     "stream_metrics",
     "stream_model",

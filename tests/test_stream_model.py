@@ -17,6 +17,7 @@ from test_server_model import PB_UTILS, MetricFamily, Request, TritonError, argu
 
 from looprnn.build import build_variant, buildable
 from looprnn.slots import SlotTable
+from looprnn.states import HostStates
 
 SPEC = VARIANTS["lstm"]
 CAPACITY = 5
@@ -104,6 +105,7 @@ def load(built):
             model.initialize({**found, "model_config": json.dumps(config)})
             loaded.append(model)
             model._session = session or Session()
+            model._states = HostStates(model._session, SPEC, CAPACITY)
             return model
 
         yield load
@@ -209,17 +211,17 @@ def test_streams_cut_and_interleaved_at_will_are_the_whole_sequences(load, scrip
 
 
 def nothing_scattered(patch, model):
-    patch.setattr(SlotTable, "scatter", lambda self, slots, rows, outputs: None)
+    patch.setattr(HostStates, "_scatter", lambda self, outputs, end: None)
 
 
 def rows_permuted(patch, model):
-    right = SlotTable.scatter
-    patch.setattr(SlotTable, "scatter", lambda self, slots, *rest: right(self, slots[::-1], *rest))
+    right = HostStates._scatter
+    patch.setattr(HostStates, "_scatter", lambda self, out, end: right(self, out, end[::-1]))
 
 
 def rows_permuted_going_in(patch, model):
-    right = SlotTable.gather
-    patch.setattr(SlotTable, "gather", lambda self, slots, *rest: right(self, slots[::-1], *rest))
+    right = HostStates._gather
+    patch.setattr(HostStates, "_gather", lambda self, x, begin: right(self, x, begin[::-1]))
 
 
 def start_ignored(patch, model):

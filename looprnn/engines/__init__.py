@@ -12,10 +12,11 @@ answers.
 import importlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,40 @@ class Session(Protocol):
 
         Inputs are C-contiguous and within the profile. The answers are the caller's to keep.
         """
+        ...
+
+
+class States(Protocol):
+    """The states of streams in slots, from one run of a session to the next; used like it.
+
+    Slots are 0 to capacity - 1. One more, `capacity`, is for reading: h_0 and c_0 of the spec.
+    place and nbytes say where they lie, in words, and how much memory they take.
+    """
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def run(
+        self, inputs: Arrays, wanted: Collection[str], begin: Sequence[int], end: Sequence[int]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Session.run of B rows, from slots to slots; at least the wanted outputs.
+
+        Row b begins at the state in slot begin[b], or with -1 at its h_0 and c_0, which may be
+        missing where no row does; it leaves its last state in slot end[b], or with -1 nowhere. Rows
+        of no step end as they began to the last bit. No slot has changed where this raises.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsStates(Protocol):
+    """A session that keeps the states of streams where it computes."""
+
+    def states(self, capacity: int) -> AbstractContextManager[States]:
+        """Slots for so many streams, the session's own memory; closed before it is."""
         ...
 
 

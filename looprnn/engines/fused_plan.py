@@ -18,6 +18,7 @@ from looprnn.engines.fused_source import (
     around_unit,
     matmul_unit,
     persistent_unit,
+    slots_unit,
     step_unit,
 )
 from looprnn.engines.fused_steps import FLOAT, loop, matmul, project
@@ -111,7 +112,7 @@ def only_steps(spec: RNNSpec, why: str) -> list[Way]:
 
 def units(spec: RNNSpec, ways: Sequence[Way]) -> dict[str, Unit]:
     """What the programs of these ways need compiled: steps for every layer too, for another GPU."""
-    found = [matmul_unit(spec.precision)]
+    found = [matmul_unit(spec.precision), slots_unit()]
     found += [step_unit(layer) for layer in spec.layers]
     found += [persistent_unit(way.plan) for way in ways if way.plan]
     joins = any(layer.merge != "concat" or layer.residual for layer in spec.layers)

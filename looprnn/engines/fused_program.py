@@ -32,6 +32,8 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
     "Join": {"a": "f", "b": "f", "x": "f", "y": "f", "lengths": "i", "a_row": "L",
              "T": "I", "P": "I", "join": "I"},
     "Head": {"y": "f", "lengths": "i", "T": "I", "N": "I", "kind": "I"},
+    "Slots": {"table": "f", "h": "f", "c": "f", "h_0": "f", "c_0": "f", "begin": "i", "end": "i",
+              "lengths": "i", "failed": "i", "H": "I", "C": "I"},
     # Of the persistent kernels: as separate arguments, in this order (see fused_persistent.py).
     "Persistent": {"r": "w", "xg": "f", "bias_n": "f", "lengths": "i", "h_0": "f", "c_0": "f",
                    "output": "f", "h_n": "f", "c_n": "f", "scratch": "f", "error": "i",

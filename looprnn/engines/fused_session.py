@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,7 +20,9 @@ from looprnn.engines.fused_file import CAPABILITY, FusedFile
 from looprnn.engines.fused_persistent import ERRORS
 from looprnn.engines.fused_plan import Way
 from looprnn.engines.fused_program import STRUCTS, Launch, Loop, Program, Zero
+from looprnn.engines.fused_slots import Begin, between_slots, copied_in
 from looprnn.engines.fused_source import persistent_unit
+from looprnn.engines.fused_states import DeviceStates
 from looprnn.errors import EngineError
 from looprnn.spec import RNNSpec
 
@@ -53,7 +55,7 @@ class FusedSession:
             self.weights = frozenset(file.arrays)
             self.addresses = {name: buffer.address for name, buffer in self.gpu.items()}
             self._graphs: OrderedDict[Any, tuple[cuda.Graph, int, ExitStack]] = OrderedDict()
-            opening.callback(self._forget, 0, 0)
+            opening.callback(self.forget_graphs)
             opening.callback(self.stream.synchronize)
             self._open = opening.pop_all()  # only now is closing __exit__'s work
         return self
@@ -64,6 +66,16 @@ class FusedSession:
     def run(
         self, inputs: Arrays, wanted: Collection[str] | None = None
     ) -> dict[str, NDArray[np.float32]]:
+        return self.answer(inputs, wanted, "given")
+
+    def states(self, capacity: int) -> DeviceStates:
+        """Of streams, on this GPU: a `with` opens them."""
+        return DeviceStates(self, capacity)
+
+    def answer(
+        self, inputs: Arrays, wanted: Collection[str] | None, begin: Begin
+    ) -> dict[str, NDArray[np.float32]]:
+        """run(), from the states that `begin` names; see fused_slots.copied_in for its inputs."""
         batch, time = inputs["input"].shape[:2]
         limit = self.spec.profile
         if not (1 <= batch <= limit.batch.max and 1 <= time <= limit.time.max):
@@ -72,14 +84,18 @@ class FusedSession:
                 f"up to {limit.time.max}"
             )
         names = tuple(self.spec.output_names if wanted is None else wanted)
-        for name in self.spec.input_names:
+        for name in copied_in(self.spec, begin):
             array = inputs[name]
             np.copyto(self.host[name].view(array.shape, array.dtype), array)
-        self.graph(batch, time, names).launch()
+        graph, shapes = self.graph(batch, time, names, begin=begin), self.spec.shapes(batch, time)
+        # Made before the launch: a run that changes slots must not fail after it.
+        outputs = {name: np.empty(shapes[name], np.float32) for name in names}
+        graph.launch()
         self.stream.synchronize()
         self._check_flag()
-        shapes = self.spec.shapes(batch, time)
-        return {name: self.host[name].view(shapes[name]).copy() for name in names}
+        for name, array in outputs.items():
+            np.copyto(array, self.host[name].view(array.shape))
+        return outputs
 
     def _load(self, file: FusedFile, opening: ExitStack) -> None:
         """The modules, and the ways of the file that this GPU can go."""
@@ -102,8 +118,9 @@ class FusedSession:
                 self.ways[k] = dataclasses.replace(way, plan=None, why=why)
                 log.warning("%s: layer %d step by step: %s", self.path, way.layer, why)
 
-    def _program(self, batch: int, time: int) -> Program:
-        return fused_plan.program(self.spec, self.ways, batch, time, hopper=self._hopper)
+    def _program(self, batch: int, time: int, begin: Begin = "given") -> Program:
+        made = fused_plan.program(self.spec, self.ways, batch, time, hopper=self._hopper)
+        return made if begin == "given" else between_slots(made, self.spec, batch, begin)
 
     def _fits(self, way: Way, multiprocessors: int) -> bool:
         """Whether blocks that wait for each other are resident together."""
@@ -126,10 +143,11 @@ class FusedSession:
             program = self._program(batch, most.time.max)
             for name, size in program.scratch.items():
                 sizes[name] = max(size, sizes.get(name, 0))
+        initial = [f"{s}_0" for s in spec.states]  # these lie where the last ones will
         for name, shape in spec.shapes(most.batch.max, most.time.max).items():
             size = int(np.prod(shape)) * ELEMENT
             self.host[name] = opening.enter_context(cuda.PinnedBuffer(size))
-            if name == device_name(name):
+            if name not in initial:
                 sizes[name] = size
         self.host["failed"] = opening.enter_context(cuda.PinnedBuffer(ELEMENT))
         for name, size in sizes.items():
@@ -157,26 +175,40 @@ class FusedSession:
         return self._kernels[key]
 
     def graph(
-        self, batch: int, time: int, wanted: tuple[str, ...], *, copies: bool = True
+        self,
+        batch: int,
+        time: int,
+        wanted: tuple[str, ...],
+        *,
+        begin: Begin = "given",
+        copies: bool = True,
     ) -> cuda.Graph:
         """Of this shape, from the last ones asked for or new; without copies for those who time
         the kernels alone.
         """
-        key = batch, time, frozenset(wanted), copies
+        key = batch, time, frozenset(wanted), begin, copies
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key][0]
-        program = self._program(batch, time)
+        program = self._program(batch, time, begin)
         for launch in program.launches:
             self._kernel(launch)
-        size = program.length
+        size, shapes = program.length, self.spec.shapes(batch, time)
+        sizes = {name: int(np.prod(shape)) * ELEMENT for name, shape in shapes.items()}
+        sizes["slots"] = 2 * batch * ELEMENT
+        into = copied_in(self.spec, begin) if copies else {}
+        out = wanted if copies else ()
         self._forget(GRAPHS - 1, LAUNCHES - size)
         kept = ExitStack()
         graph = kept.enter_context(
-            cuda.Graph(self.stream, lambda: self._queue(program, batch, time, wanted, copies))
+            cuda.Graph(self.stream, lambda: self._queue(program, into, out, sizes))
         )
         self._graphs[key] = graph, size, kept
         return graph
+
+    def forget_graphs(self) -> None:
+        """All of them: buffers that they name are going."""
+        self._forget(0, 0)
 
     def _forget(self, graphs: int, launches: int) -> None:
         """Free the graphs asked for longest ago, until so many are left."""
@@ -187,13 +219,15 @@ class FusedSession:
             kept.close()
 
     def _queue(
-        self, program: Program, batch: int, time: int, wanted: tuple[str, ...], copies: bool
+        self,
+        program: Program,
+        into: Mapping[str, str],
+        out: Collection[str],
+        size: Mapping[str, int],
     ) -> None:
         """Copies in, all launches, copies out."""
-        shapes = self.spec.shapes(batch, time)
-        size = {name: int(np.prod(shape)) * ELEMENT for name, shape in shapes.items()}
-        for name in self.spec.input_names if copies else ():
-            cuda.copy_in(self.gpu[device_name(name)], self.host[name], size[name], self.stream)
+        for name, buffer in into.items():
+            cuda.copy_in(self.gpu[buffer], self.host[name], size[name], self.stream)
         for operation in program.operations:
             if isinstance(operation, Zero):
                 cuda.fill(self.gpu[operation.buffer], 0, operation.size, self.stream)
@@ -201,7 +235,7 @@ class FusedSession:
                 self._queue_loop(operation)
             else:
                 self._queue_launch(operation, operation.argument(self.addresses))
-        for name in wanted if copies else ():
+        for name in out:
             cuda.copy_out(self.host[name], self.gpu[name], size[name], self.stream)
         cuda.copy_out(self.host["failed"], self.gpu["failed"], ELEMENT, self.stream)
 
@@ -226,11 +260,6 @@ class FusedSession:
         if flag := int(self.host["failed"].view((1,), np.int32)[0]):
             why = {**ERRORS, UNKNOWN_ID: "an id outside the vocabulary"}.get(flag, f"code {flag}")
             raise EngineError(f"{self.path}: {why}")
-
-
-def device_name(name: str) -> str:
-    """The device's buffer of a tensor: initial states lie where the last ones will."""
-    return name.replace("_0", "_n") if name in ("h_0", "c_0") else name
 
 
 def shape_of(launch: Launch) -> cuda.Shape:

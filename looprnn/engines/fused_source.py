@@ -59,6 +59,11 @@ def around_unit() -> Unit:
     return Unit("around", text)
 
 
+def slots_unit() -> Unit:
+    text = "#define WEIGHT 0\n" + _read("hardware.cu") + declaration("Slots") + _read("slots.cu")
+    return Unit("slots", text)
+
+
 def step_unit(layer: Layer) -> Unit:
     """The gates of a layer: every option is a constant to the compiler."""
     macros: dict[str, object] = {
