@@ -6,7 +6,9 @@ then perf_analyzer's p50 at concurrency 1 beside the engine's own time. Needs a 
 engine, kernels    the kernels as one CUDA graph, by CUDA events
 engine, graph      copy in, kernels and copy out as one, by CUDA events
 engine, session    FusedSession.run: the graph, and the copies to and from NumPy's memory
-client, gRPC       looprnn_client against the server, in this process
+client, …          looprnn_client over gRPC, in this process: arrays by wire, or in memory that both
+                   share, the host's (system) or the GPU's (cuda)
+stream             a chunk of 10 steps to the same layer's stream model, by wire
 perf_analyzer      the same, by Triton's own load generator (pip install perf-analyzer; glibc 2.38)
 """
 
@@ -19,11 +21,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from looprnn_client import Client
+import numpy as np
+from looprnn_client import Client, StreamState
 from machine import RESULTS, machine, sentence
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +41,7 @@ from looprnn.server import Server
 from looprnn.spec import Layer, Profile, Range, RNNSpec, WeightSource
 from looprnn.weights import load_weights
 
-HIDDEN, STEPS, ROUNDS = 512, 128, 300
+HIDDEN, STEPS, CHUNK, ROUNDS = 512, 128, 10, 300
 SPEC = RNNSpec(
     name="lstm_fp16",
     input_size=HIDDEN,
@@ -43,6 +49,13 @@ SPEC = RNNSpec(
     precision="fp16",
     profile=Profile(batch=Range(1, 1, 1), time=Range(STEPS, STEPS, STEPS)),
     weights=WeightSource(seed=1),
+)
+LIVE = replace(
+    SPEC,
+    name="live_fp16",
+    lengths=True,
+    streaming=True,
+    profile=Profile(batch=Range(1, 1, 32), time=Range(1, CHUNK, STEPS)),
 )
 INPUTS = parity.draw_inputs(SPEC, 1, STEPS)
 
@@ -71,11 +84,32 @@ def graph_us(session: FusedSession, *, copies: bool) -> float:
     return statistics.median(found)
 
 
-def agree(answer: dict[str, Any]) -> float:
+def agree(answer: dict[str, Any], spec: RNNSpec = SPEC) -> float:
     """The largest difference from the reference; AssertionError if it is over the tolerance."""
-    found = max(parity.differences(SPEC, load_weights(SPEC), INPUTS, answer).values())
-    assert parity.agrees(found, SPEC.precision), found
+    inputs = spec.defaults(1, STEPS) | INPUTS
+    found = max(parity.differences(spec, load_weights(spec), inputs, answer).values())
+    assert parity.agrees(found, spec.precision), found
     return found
+
+
+def asked(client: Client) -> Any:
+    return client.infer(INPUTS["input"], INPUTS["h_0"], INPUTS["c_0"])
+
+
+def streamed(address: str) -> tuple[float, float]:
+    """The median µs of a chunk, and the largest difference of the whole sequence."""
+    chunks = np.split(INPUTS["input"], range(CHUNK, STEPS, CHUNK), axis=1)
+    model = LIVE.models[1]
+    with Client(f"grpc://{address}", model=model, timeout_s=30) as client:
+        began = StreamState(model=model, steps=0, h_n=INPUTS["h_0"], c_n=INPUTS["c_0"])
+        with client.resume(began) as stream:
+            found = [np.asarray(stream.send(chunk).output) for chunk in chunks]
+            last = stream.state()
+        answer = {"output": np.concatenate(found, axis=1), "h_n": last.h_n, "c_n": last.c_n}
+        worst = agree(answer, LIVE)
+        again = cycle(chunks[:-1])
+        with client.stream() as stream:
+            return median_us(lambda: stream.send(next(again))), worst
 
 
 def analyzed(address: str, folder: Path) -> float | str:
@@ -111,33 +145,37 @@ def main() -> int:
     with TemporaryDirectory() as name, console.status("building, serving, measuring"):
         folder, repository = Path(name), Path(name) / "models"
         repository.mkdir()
-        (outcome,) = build_variant(SPEC, wanted, repository, progress=lambda *_: None)
-        assert outcome.card is not None, outcome.message
-        path = repository / SPEC.name / "1" / outcome.card.file
+        cards = []
+        for spec in (LIVE, SPEC):
+            (outcome,) = build_variant(spec, wanted, repository, progress=lambda *_: None)
+            assert outcome.card is not None, outcome.message
+            cards.append(outcome.card)
+        card = cards[-1]
+        path = repository / SPEC.name / "1" / card.file
         with FusedSession(path, SPEC) as session:
             worst = agree(session.run(INPUTS))
             add("engine, kernels", graph_us(session, copies=False), worst)
             add("engine, graph", graph_us(session, copies=True), worst)
             add("engine, session", median_us(lambda: session.run(INPUTS)), worst)
-        with Server(repository) as server:
-            with Client(f"grpc://{server.grpc}", model=SPEC.name, timeout_s=30) as client:
-
-                def ask() -> Any:
-                    return client.infer(INPUTS["input"], INPUTS["h_0"], INPUTS["c_0"])
-
-                answer = ask()
-                got = {n: getattr(answer, n) for n in SPEC.output_names}
-                add("client, gRPC", median_us(ask), agree(got))
+        with Server(repository, client_shared_memory=True) as server:
+            url = f"grpc://{server.grpc}"
+            for memory in ("wire", "system", "cuda"):
+                with Client(url, model=SPEC.name, timeout_s=30, memory=memory) as client:
+                    answer = asked(client)
+                    got = {n: getattr(answer, n) for n in SPEC.output_names}
+                    add(f"client, {memory}", median_us(partial(asked, client)), agree(got))
+            add("stream, wire", *streamed(server.grpc))
             add("perf_analyzer, gRPC", analyzed(server.grpc, folder))
     here = {"gpu": str(cuda.gpu()), **machine("cuda-bindings", "numpy")}
     table = Table("LSTM 512, fp16, B = 1, T = 128", "p50 µs", "µs a step", "difference")
     for row in rows:
         p50, worst_of = row["p50_us"], row["difference"]
-        figures = [f"{p50:.0f}", f"{p50 / STEPS:.2f}"] if isinstance(p50, float) else [p50, ""]
+        steps = CHUNK if row["what"].startswith("stream") else STEPS
+        figures = [f"{p50:.0f}", f"{p50 / steps:.2f}"] if isinstance(p50, float) else [p50, ""]
         table.add_row(row["what"], *figures, f"{worst_of:.1e}" if worst_of else "")
     console.print(table)
-    console.print(f"{here['gpu']}; {sentence(here)}; made of: {outcome.card.made_of}")
-    content = json.dumps({"machine": here, "made_of": outcome.card.made_of, "rows": rows}, indent=2)
+    console.print(f"{here['gpu']}; {sentence(here)}; made of: {card.made_of}")
+    content = json.dumps({"machine": here, "made_of": card.made_of, "rows": rows}, indent=2)
     (RESULTS / "fused_served.json").write_text(content + "\n", encoding="utf-8")
     return 0
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from client_both import clients, inner
 from client_doubles import Fake
+from conftest import cannot_run_here
 from looprnn_client import BadInput, Client, ServerError, Timeout
 from looprnn_client.regions import FOLDER, SystemRegion, region_maker
 from looprnn_client.transport import Code, Failure
@@ -37,16 +38,22 @@ def url(request, doubling):
     return f"{request.param}://{getattr(doubling, request.param)}"
 
 
+@pytest.fixture(params=["system", pytest.param("cuda", marks=pytest.mark.gpu)])
+def memory(request):
+    """Each kind of memory that a client and a server share."""
+    if request.param == "cuda" and (reason := cannot_run_here("fused")):
+        pytest.skip(reason)
+    return request.param
+
+
 @pytest.fixture(params=["threads", "asyncio"])
-def connect(request, url, doubling):
+def connect(request, url, doubling, memory):
     """Opens a client whose arrays are shared; afterwards nothing of it is left anywhere."""
     before = files()
     with clients(request.param) as kind:
-        yield lambda **options: kind(
-            url, "double", **{"timeout_s": 20, "memory": "system"} | options
-        )
+        yield lambda **options: kind(url, "double", **{"timeout_s": 20, "memory": memory} | options)
     assert files() == before
-    assert registered(doubling) == []
+    assert registered(doubling, memory) == []
 
 
 def files(pid=None):
@@ -54,14 +61,21 @@ def files(pid=None):
     return sorted(path.name for path in FOLDER.glob(f"looprnn-client-{pid or os.getpid()}-*"))
 
 
-def registered(server):
-    """The names of the regions that the server has mapped."""
-    url = f"http://{server.http}/v2/systemsharedmemory/status"
+def registered(server, memory):
+    """The names of the regions of that kind that the server has mapped."""
+    url = f"http://{server.http}/v2/{memory}sharedmemory/status"
     with urllib.request.urlopen(url, timeout=10) as answer:
         return [row["name"] for row in json.load(answer)]
 
 
-def test_answers_are_those_of_the_wire(connect, doubling):
+def unregister(server, memory, name=""):
+    """As nobody but a test does; without a name every region."""
+    path = f"region/{name}/unregister" if name else "unregister"
+    url = f"http://{server.http}/v2/{memory}sharedmemory/{path}"
+    urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
+
+
+def test_answers_are_those_of_the_wire(connect, doubling, memory):
     with connect() as client:
         for x in (X, X[:1, :1], np.repeat(X, 2, 1), np.asfortranarray(X)):
             got = client.infer(x, np.full((len(x), 1, 3), 7, np.float32))
@@ -69,26 +83,26 @@ def test_answers_are_those_of_the_wire(connect, doubling):
             np.testing.assert_array_equal(got.h_n, np.full((len(x), 1, 3), 8))
             assert got.output.flags.owndata and got.output.flags.writeable
         assert files() == []  # unlinked while in use
-        assert len(registered(doubling)) == 1  # one region, used again
+        assert len(registered(doubling, memory)) == 1  # one region, used again
         first = client.infer(X)
         client.infer(-X)
         np.testing.assert_array_equal(first.output, 2 * X)
 
 
-def test_region_grows_with_what_is_sent(connect, doubling):
+def test_region_grows_with_what_is_sent(connect, doubling, memory):
     with connect() as client:
         client.infer(X)
         big = np.repeat(X, 400, 1)
         np.testing.assert_array_equal(client.infer(big).output, 2 * big)
-        assert len(registered(doubling)) == 1
+        assert len(registered(doubling, memory)) == 1
 
 
-def test_calls_at_once_have_a_region_each(connect, doubling):
+def test_calls_at_once_have_a_region_each(connect, doubling, memory):
     items = [X * k for k in range(20)]
     with connect() as client:
         for k, got in enumerate(client.infer_many(items, in_flight=4)):
             np.testing.assert_array_equal(got.output, 2 * X * k)
-        assert 1 <= len(registered(doubling)) <= 4
+        assert 1 <= len(registered(doubling, memory)) <= 4
 
 
 def test_subset_of_outputs(connect):
@@ -98,7 +112,7 @@ def test_subset_of_outputs(connect):
         np.testing.assert_array_equal(got.h_n, np.ones((2, 1, 3)))
 
 
-def test_nothing_stays_after_errors(connect, doubling):
+def test_nothing_stays_after_errors(connect, doubling, memory):
     sick = X.copy()
     sick[0, 0, 0] = 86  # the model raises
     with connect() as client:
@@ -108,7 +122,7 @@ def test_nothing_stays_after_errors(connect, doubling):
             with pytest.raises(BadInput):
                 client.infer(X[0])
         np.testing.assert_array_equal(client.infer(X).output, 2 * X)
-        assert len(registered(doubling)) <= 2
+        assert len(registered(doubling, memory)) <= 2
         with pytest.raises(ServerError, match="item 1"):
             list(client.infer_many([X, sick, X, X], in_flight=2))
     with pytest.raises(ZeroDivisionError), connect() as client:
@@ -116,7 +130,7 @@ def test_nothing_stays_after_errors(connect, doubling):
         _ = 1 / 0
 
 
-def test_memory_still_in_use_is_waited_for(connect, doubling):
+def test_memory_still_in_use_is_waited_for(connect, doubling, memory):
     """After a timeout the server still writes its answer there."""
     slow = X.copy()
     slow[0, 0, 0] = 77  # the model takes its time
@@ -127,22 +141,21 @@ def test_memory_still_in_use_is_waited_for(connect, doubling):
         np.testing.assert_array_equal(client.infer(X).output, 2 * X)
 
 
-def test_stale_memory_is_replaced(connect, doubling):
+def test_stale_memory_is_replaced(connect, doubling, memory):
     """As after a restart of the server, which knows no region any more."""
     with connect() as client:
         client.infer(X)
-        (name,) = registered(doubling)
-        url = f"http://{doubling.http}/v2/systemsharedmemory/unregister"
-        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
+        (name,) = registered(doubling, memory)
+        unregister(doubling, memory)
         np.testing.assert_array_equal(client.infer(X).output, 2 * X)
-        assert registered(doubling) not in ([], [name])
+        assert registered(doubling, memory) not in ([], [name])
 
 
 KILLED = """
 import numpy as np, sys, time
 from looprnn_client import Client
 x = np.ones((2, 50, 3), np.float32)
-client = Client(sys.argv[1], "double", timeout_s=20, memory="system")
+client = Client(sys.argv[1], "double", timeout_s=20, memory=sys.argv[2])
 client.infer(x)
 print("ready", flush=True)
 while True:
@@ -151,15 +164,15 @@ while True:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_client_leaves_no_file(doubling, how):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), doubling.grpc]
+def test_killed_client_leaves_no_file(doubling, memory, how):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), doubling.grpc, memory]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout.readline() == "ready\n"
         os.kill(client.pid, how)
     assert files(client.pid) == []
-    for name in registered(doubling):  # the server's mapping is all that stays, until it ends
-        url = f"http://{doubling.http}/v2/systemsharedmemory/region/{name}/unregister"
-        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
+    # The server's mapping is all that stays, until it ends.
+    for name in registered(doubling, memory):
+        unregister(doubling, memory, name)
 
 
 # ── without a server ─────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-from conftest import VARIANTS
+from conftest import VARIANTS, cannot_run_here
 from tritonclient.utils import InferenceServerException
 
 from looprnn import engines, parity, reference
@@ -97,18 +97,29 @@ def assert_agrees(got, want):
     assert parity.agrees(parity.difference(got, want))
 
 
+@pytest.fixture(
+    scope="module", params=["onnxruntime", pytest.param("fused", marks=pytest.mark.gpu)]
+)
+def engine(request):
+    """One that keeps states in host memory, and one that keeps them on the GPU."""
+    reason = cannot_run_here(request.param)
+    if reason and request.config.getoption("--require") != request.param:
+        pytest.skip(reason)
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Iterator[Server]:
+def small(tmp_path_factory, engine) -> Iterator[Server]:
     """A server of the stream model alone, its table of SMALL size."""
-    folder = streams_only(tmp_path_factory.mktemp("small"), SMALL)
+    folder = streams_only(tmp_path_factory.mktemp("small"), SMALL, engine)
     with Server(folder) as server:
         yield server
 
 
-def streams_only(folder: Path, stream: Stream) -> Path:
-    """A repository of the CPU engine's stream model alone."""
+def streams_only(folder: Path, stream: Stream, engine: str) -> Path:
+    """A repository of the stream model alone, with that engine."""
     spec = dataclasses.replace(SPEC, stream=stream)
-    build_variant(spec, buildable(["onnxruntime"])[0], folder, progress=lambda *_: None)
+    build_variant(spec, buildable([engine])[0], folder, progress=lambda *_: None)
     shutil.rmtree(folder / SPEC.name)
     return folder
 
@@ -233,11 +244,11 @@ def test_a_request_without_a_stream_is_refused_in_words(wire):
     assert "non-zero or non-empty correlation ID" in said(wire, 0, drawn(3))
 
 
-def test_chunks_that_do_not_wait_for_each_other_stay_in_order(tmp_path):
+def test_chunks_that_do_not_wait_for_each_other_stay_in_order(tmp_path, engine):
     """One gRPC stream carries every chunk of 20 streams at once: Triton lets one at a time through
     of each.
     """
-    folder = streams_only(tmp_path, Stream(capacity=20, idle_s=1000))
+    folder = streams_only(tmp_path, Stream(capacity=20, idle_s=1000), engine)
     streams, chunks, steps = 20, 6, 4
     x = parity.draw_inputs(SPEC, streams, chunks * steps)["input"]
     answers: queue.SimpleQueue = queue.SimpleQueue()
@@ -295,8 +306,8 @@ def test_a_cancelled_chunk_leaves_the_state_of_before_it_or_after_it(small):
             )
 
 
-def test_a_stream_survives_a_restart_in_the_hands_of_its_client(tmp_path):
-    folder, x = streams_only(tmp_path, SMALL), drawn(9)
+def test_a_stream_survives_a_restart_in_the_hands_of_its_client(tmp_path, engine):
+    folder, x = streams_only(tmp_path, SMALL, engine), drawn(9)
     with Server(folder) as server, contextlib.closing(Wire("grpc", server)) as wire:
         wire.chunk(5, x[:, :4], start=True)
         exported = wire.export(5)
@@ -313,9 +324,9 @@ def test_a_stream_survives_a_restart_in_the_hands_of_its_client(tmp_path):
     assert_agrees(got["c_n"], want["c_n"])
 
 
-def test_a_stream_that_idles_is_forgotten_and_told_to_start(tmp_path):
+def test_a_stream_that_idles_is_forgotten_and_told_to_start(tmp_path, engine):
     """Nothing here needs to be in time: what is waited for comes to pass, soon or late."""
-    folder = streams_only(tmp_path, Stream(capacity=1, idle_s=0.2))
+    folder = streams_only(tmp_path, Stream(capacity=1, idle_s=0.2), engine)
     with Server(folder) as server, contextlib.closing(Wire("grpc", server)) as wire:
         wire.chunk(5, drawn(3), start=True)
 
@@ -373,16 +384,20 @@ def follow(wire, name, x, rng):
     return {**got[-1], "output": np.concatenate([g["output"] for g in got], axis=1)}
 
 
-def test_a_thousand_streams_two_hundred_at_a_time(tmp_path):
+def test_a_thousand_streams_two_hundred_at_a_time(tmp_path, engine):
     """From several clients, interleaved as it comes: every step of every stream is right, no START
     is refused though the table has room for 200 only, and memory stays what it was.
     """
-    folder = streams_only(tmp_path, Stream(capacity=LIVE, idle_s=1000))
+    folder = streams_only(tmp_path, Stream(capacity=LIVE, idle_s=1000), engine)
     x = np.random.default_rng(3).standard_normal((STREAMS, STEPS, SPEC.input_size), np.float32)
     version = folder / MODEL / "1"
-    card = Cards.read(version).engines["onnxruntime"]
-    with engines.get("onnxruntime").session(version / card.file, SPEC) as session:
-        every = session.run({**SPEC.defaults(STREAMS, STEPS), "input": x})
+    card = Cards.read(version).engines[engine]
+    with engines.get(engine).session(version / card.file, SPEC) as session:
+        parts = [
+            session.run({**SPEC.defaults(len(rows), STEPS), "input": rows})
+            for rows in np.split(x, STREAMS // 20)
+        ]
+    every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     for k in range(0, STREAMS, 100):  # the engine on whole sequences, held to the reference
         assert_agrees(every["h_n"][k : k + 1], whole(x[k : k + 1])["h_n"])
 

@@ -40,11 +40,12 @@ class DeviceStates:
                         f"{self.nbytes / 2**20:,.0f} MiB of GPU memory, which cannot be had "
                         f"({error}). Lower capacity in the variant's [stream]"
                     ) from error
-                opening.callback(self._forget, name)
                 session.gpu[name], session.addresses[name] = buffer, buffer.address
+                opening.callback(session.gpu.pop, name)
+                opening.callback(session.addresses.pop, name)
             slots = opening.enter_context(cuda.PinnedBuffer(sizes["slots"]))
-            opening.callback(self._forget, "slots")
             session.host["slots"] = slots
+            opening.callback(session.host.pop, "slots")
             opening.callback(session.forget_graphs)  # they hold addresses
             self._write_first()
             self._open = opening.pop_all()
@@ -70,7 +71,3 @@ class DeviceStates:
             at = self.capacity * row.nbytes
             cuda.copy_in(table, staging, row.nbytes, session.stream, at)
             session.stream.synchronize()
-
-    def _forget(self, name: str) -> None:
-        for names in (self._session.gpu, self._session.addresses, self._session.host):
-            names.pop(name, None)
