@@ -48,7 +48,7 @@ class TritonPythonModel(triton_model.TritonPythonModel):
             idle_s = float(parameters["stream_idle_s"]["string_value"])
             capacity = int(parameters["stream_capacity"]["string_value"])
         except (KeyError, ValueError) as error:
-            self._open.close()
+            super().finalize()
             raise pb_utils.TritonModelException(
                 f"{args['model_name']}: config.pbtxt lacks how streams are kept ({error}). "
                 f"Render it again: python build_engines.py --variant {self._spec.name}"
@@ -152,6 +152,10 @@ class TritonPythonModel(triton_model.TritonPythonModel):
         if any(f"{s}_0" in chunk.inputs for s in self._spec.states):
             return -1
         return self._table.capacity if chunk.start or chunk.slot is None else chunk.slot
+
+    def finalize(self) -> None:
+        super().finalize()
+        del self._metrics
 
     def _sweep(self) -> None:
         with self._table_lock:

@@ -29,6 +29,7 @@ class Watchdog:
             for k, layer in enumerate(spec.layers)
         )
         self._step_s = work / SLOWEST
+        faulthandler.enable()  # a crash leaves its place in the log too
         faulthandler.register(signal.SIGALRM, chain=True)
 
     @contextmanager

@@ -176,6 +176,17 @@ def test_nothing_stays_in_shared_memory_not_even_after_a_crash(repository):
         assert segments() == before
 
 
+def test_a_model_that_is_unloaded_ends_without_a_crash(tmp_path):
+    repository, log = tmp_path / "repository", tmp_path / "log"
+    spec = VARIANTS["lstm"]  # whole sequences and streams
+    build_variant(spec, buildable(["onnxruntime"])[0], repository, progress=lambda *_: None)
+    with Server(repository, log=log):
+        pass
+    text = log.read_text(errors="replace")
+    assert all(f"successfully unloaded '{name}'" in text for name in spec.models)
+    assert "Fatal Python error" not in text
+
+
 def test_a_request_in_flight_is_answered_when_the_server_is_asked_to_end(server, seen):
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(ask, server, SLOW)

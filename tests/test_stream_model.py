@@ -103,14 +103,15 @@ def load(built):
                 config["parameters"][key] = {"string_value": value}
             model = module.TritonPythonModel()
             model.initialize({**found, "model_config": json.dumps(config)})
-            loaded.append(model)
             model._session = session or Session()
             model._states = HostStates(model._session, SPEC, CAPACITY)
+            loaded.append(model)
             return model
 
         yield load
         for model in loaded:
-            model.finalize()
+            if hasattr(model, "_runs"):  # not by the test itself
+                model.finalize()
     for name in ON_TRITON:
         sys.modules.pop(name, None)
 
