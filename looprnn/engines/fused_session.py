@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -36,6 +36,17 @@ UPLOAD: Final = 4 << 20  # bytes
 UNKNOWN_ID: Final = 256  # what embed sets for an id outside the vocabulary
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ready:
+    """A graph, and what lies in pinned memory before it and after it, by tensor."""
+
+    graph: cuda.Graph
+    launches: int
+    into: dict[str, NDArray[Any]]
+    out: dict[str, NDArray[np.float32]]
+    kept: ExitStack
+
+
 class FusedSession:
     """The engine at `path`, for one thread at a time."""
 
@@ -54,7 +65,9 @@ class FusedSession:
             self._upload(file.arrays, opening)
             self.weights = frozenset(file.arrays)
             self.addresses = {name: buffer.address for name, buffer in self.gpu.items()}
-            self._graphs: OrderedDict[Any, tuple[cuda.Graph, int, ExitStack]] = OrderedDict()
+            self._every_output = frozenset(self.spec.output_names)
+            self._flag = self.host["failed"].view((1,), np.int32)
+            self._graphs: OrderedDict[Any, Ready] = OrderedDict()
             opening.callback(self.forget_graphs)
             opening.callback(self.stream.synchronize)
             self._open = opening.pop_all()  # only now is closing __exit__'s work
@@ -77,24 +90,17 @@ class FusedSession:
     ) -> dict[str, NDArray[np.float32]]:
         """run(), from the states that `begin` names; see fused_slots.copied_in for its inputs."""
         batch, time = inputs["input"].shape[:2]
-        limit = self.spec.profile
-        if not (1 <= batch <= limit.batch.max and 1 <= time <= limit.time.max):
-            raise EngineError(
-                f"{self.path}: B = {batch}, T = {time}; it takes B up to {limit.batch.max} and T "
-                f"up to {limit.time.max}"
-            )
-        names = tuple(self.spec.output_names if wanted is None else wanted)
-        for name in copied_in(self.spec, begin):
-            array = inputs[name]
-            np.copyto(self.host[name].view(array.shape, array.dtype), array)
-        graph, shapes = self.graph(batch, time, names, begin=begin), self.spec.shapes(batch, time)
+        names = self._every_output if wanted is None else frozenset(wanted)
+        ready = self._ready(batch, time, names, begin, copies=True)
+        for name, view in ready.into.items():
+            np.copyto(view, inputs[name])
         # Made before the launch: a run that changes slots must not fail after it.
-        outputs = {name: np.empty(shapes[name], np.float32) for name in names}
-        graph.launch()
+        outputs = {name: np.empty_like(view) for name, view in ready.out.items()}
+        ready.graph.launch()
         self.stream.synchronize()
         self._check_flag()
-        for name, array in outputs.items():
-            np.copyto(array, self.host[name].view(array.shape))
+        for name, view in ready.out.items():
+            np.copyto(outputs[name], view)
         return outputs
 
     def _load(self, file: FusedFile, opening: ExitStack) -> None:
@@ -178,33 +184,54 @@ class FusedSession:
         self,
         batch: int,
         time: int,
-        wanted: tuple[str, ...],
+        wanted: Collection[str],
         *,
         begin: Begin = "given",
         copies: bool = True,
     ) -> cuda.Graph:
-        """Of this shape, from the last ones asked for or new; without copies for those who time
-        the kernels alone.
-        """
-        key = batch, time, frozenset(wanted), begin, copies
+        """Of this shape; without copies for those who time the kernels alone."""
+        return self._ready(batch, time, frozenset(wanted), begin, copies=copies).graph
+
+    def _ready(
+        self, batch: int, time: int, wanted: frozenset[str], begin: Begin, *, copies: bool
+    ) -> Ready:
+        """From the last ones asked for, or new. Raises EngineError beyond the profile."""
+        key = batch, time, wanted, begin, copies
         if key in self._graphs:
             self._graphs.move_to_end(key)
-            return self._graphs[key][0]
+            return self._graphs[key]
+        limit = self.spec.profile
+        if not (1 <= batch <= limit.batch.max and 1 <= time <= limit.time.max):
+            raise EngineError(
+                f"{self.path}: B = {batch}, T = {time}; it takes B up to {limit.batch.max} and T "
+                f"up to {limit.time.max}"
+            )
         program = self._program(batch, time, begin)
         for launch in program.launches:
             self._kernel(launch)
-        size, shapes = program.length, self.spec.shapes(batch, time)
-        sizes = {name: int(np.prod(shape)) * ELEMENT for name, shape in shapes.items()}
-        sizes["slots"] = 2 * batch * ELEMENT
-        into = copied_in(self.spec, begin) if copies else {}
-        out = wanted if copies else ()
-        self._forget(GRAPHS - 1, LAUNCHES - size)
+        shapes = {**self.spec.shapes(batch, time), "slots": (2, batch)}
+        buffers = copied_in(self.spec, begin) if copies else {}
+        into = {
+            name: self.host[name].view(
+                shapes[name], np.int32 if name == "slots" else self.spec.dtype(name)
+            )
+            for name in buffers
+        }
+        out = {name: self.host[name].view(shapes[name]) for name in wanted if copies}
+
+        def record() -> None:
+            for name, buffer in buffers.items():
+                cuda.copy_in(self.gpu[buffer], self.host[name], into[name].nbytes, self.stream)
+            self._queue(program)
+            for name, view in out.items():
+                cuda.copy_out(self.host[name], self.gpu[name], view.nbytes, self.stream)
+            cuda.copy_out(self.host["failed"], self.gpu["failed"], ELEMENT, self.stream)
+
+        self._forget(GRAPHS - 1, LAUNCHES - program.length)
         kept = ExitStack()
-        graph = kept.enter_context(
-            cuda.Graph(self.stream, lambda: self._queue(program, into, out, sizes))
-        )
-        self._graphs[key] = graph, size, kept
-        return graph
+        graph = kept.enter_context(cuda.Graph(self.stream, record))
+        self._graphs[key] = Ready(graph, program.length, into, out, kept)
+        return self._graphs[key]
 
     def forget_graphs(self) -> None:
         """All of them: buffers that they name are going."""
@@ -213,21 +240,13 @@ class FusedSession:
     def _forget(self, graphs: int, launches: int) -> None:
         """Free the graphs asked for longest ago, until so many are left."""
         while self._graphs and (
-            len(self._graphs) > graphs or sum(n for _, n, _ in self._graphs.values()) > launches
+            len(self._graphs) > graphs
+            or sum(ready.launches for ready in self._graphs.values()) > launches
         ):
-            _, (_, _, kept) = self._graphs.popitem(last=False)
-            kept.close()
+            _, ready = self._graphs.popitem(last=False)
+            ready.kept.close()
 
-    def _queue(
-        self,
-        program: Program,
-        into: Mapping[str, str],
-        out: Collection[str],
-        size: Mapping[str, int],
-    ) -> None:
-        """Copies in, all launches, copies out."""
-        for name, buffer in into.items():
-            cuda.copy_in(self.gpu[buffer], self.host[name], size[name], self.stream)
+    def _queue(self, program: Program) -> None:
         for operation in program.operations:
             if isinstance(operation, Zero):
                 cuda.fill(self.gpu[operation.buffer], 0, operation.size, self.stream)
@@ -235,9 +254,6 @@ class FusedSession:
                 self._queue_loop(operation)
             else:
                 self._queue_launch(operation, operation.argument(self.addresses))
-        for name in out:
-            cuda.copy_out(self.host[name], self.gpu[name], size[name], self.stream)
-        cuda.copy_out(self.host["failed"], self.gpu["failed"], ELEMENT, self.stream)
 
     def _queue_loop(self, loop: Loop) -> None:
         body = [(launch, launch.argument(self.addresses)) for launch in loop.body]
@@ -257,7 +273,7 @@ class FusedSession:
         self._kernels[launch.unit, launch.kernel].launch(shape_of(launch), pointers, self.stream)
 
     def _check_flag(self) -> None:
-        if flag := int(self.host["failed"].view((1,), np.int32)[0]):
+        if flag := int(self._flag[0]):
             why = {**ERRORS, UNKNOWN_ID: "an id outside the vocabulary"}.get(flag, f"code {flag}")
             raise EngineError(f"{self.path}: {why}")
 
