@@ -54,6 +54,7 @@ class CudaRegion:
         check(runtime.cudaSetDevice(self._device))  # each thread has its own
         kind = getattr(runtime.cudaMemcpyKind, f"cudaMemcpy{way}")
         check(runtime.cudaMemcpy(to, source, size, kind))
+        check(runtime.cudaStreamSynchronize(0))  # from pageable memory it may return before the end
 
 
 def check(result: tuple[Any, ...]) -> Any:
