@@ -147,9 +147,9 @@ def main() -> int:
         repository.mkdir()
         cards = []
         for spec in (LIVE, SPEC):
-            (outcome,) = build_variant(spec, wanted, repository, progress=lambda *_: None)
-            assert outcome.card is not None, outcome.message
-            cards.append(outcome.card)
+            for outcome in build_variant(spec, wanted, repository, progress=lambda *_: None):
+                assert outcome.card is not None, outcome.message
+                cards.append(outcome.card)
         card = cards[-1]
         path = repository / SPEC.name / "1" / card.file
         with FusedSession(path, SPEC) as session:
