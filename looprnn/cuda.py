@@ -4,7 +4,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from cuda.bindings import driver
@@ -66,6 +66,20 @@ class Stream:
         check(cudart.cudaStreamSynchronize(self.handle))
 
 
+class Memory(Protocol):
+    """Bytes at an address, here or on the GPU."""
+
+    @property
+    def address(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What lies at an address inside a buffer."""
+
+    address: int
+
+
 class DeviceBuffer:
     """`size` bytes on the GPU."""
 
@@ -93,15 +107,17 @@ class PinnedBuffer:
     def __exit__(self, *_: object) -> None:
         check(cudart.cudaFreeHost(self.address))
 
-    def view(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """The first bytes as an array; valid while the buffer is open."""
+    def view(
+        self, shape: tuple[int, ...], dtype: DTypeLike = np.float32, at: int = 0
+    ) -> NDArray[Any]:
+        """The bytes from `at` on as an array; valid while the buffer is open."""
         kind = np.dtype(dtype)
         size = math.prod(shape) * kind.itemsize
-        if size > self.size:
+        if at + size > self.size:
             raise CudaError(
-                f"{list(shape)} {kind} needs {size} bytes, the buffer holds {self.size}"
+                f"{list(shape)} {kind} needs {at + size} bytes, the buffer holds {self.size}"
             )
-        memory = (ctypes.c_byte * size).from_address(self.address)
+        memory = (ctypes.c_byte * size).from_address(self.address + at)
         return np.ctypeslib.as_array(memory).view(kind).reshape(shape)
 
 
@@ -263,20 +279,18 @@ class Event:
         return float(check(cudart.cudaEventElapsedTime(earlier.handle, self.handle))) * 1e3
 
 
-def fill(device: DeviceBuffer, byte: int, size: int, stream: Stream) -> None:
+def fill(device: Memory, byte: int, size: int, stream: Stream) -> None:
     """Queue that the first `size` bytes become this byte."""
     check(cudart.cudaMemsetAsync(device.address, byte, size, stream.handle))
 
 
-def copy_in(
-    device: DeviceBuffer, host: PinnedBuffer, size: int, stream: Stream, at: int = 0
-) -> None:
+def copy_in(device: Memory, host: Memory, size: int, stream: Stream, at: int = 0) -> None:
     """Queue a copy of `size` bytes from host to GPU, to `at` bytes after the buffer's begin."""
     kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
     check(cudart.cudaMemcpyAsync(device.address + at, host.address, size, kind, stream.handle))
 
 
-def copy_out(host: PinnedBuffer, device: DeviceBuffer, size: int, stream: Stream) -> None:
+def copy_out(host: Memory, device: Memory, size: int, stream: Stream) -> None:
     """Queue a copy of `size` bytes from GPU to host."""
     kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
     check(cudart.cudaMemcpyAsync(host.address, device.address, size, kind, stream.handle))

@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -23,11 +23,11 @@ from looprnn.engines.fused_program import STRUCTS, Launch, Loop, Program, Zero
 from looprnn.engines.fused_slots import Begin, between_slots, copied_in
 from looprnn.engines.fused_source import persistent_unit
 from looprnn.engines.fused_states import DeviceStates
+from looprnn.engines.fused_tensors import places, room, stretches
 from looprnn.errors import EngineError
 from looprnn.spec import RNNSpec
 
 log = logging.getLogger("looprnn.fused")
-ELEMENT: Final = 4  # bytes: all tensors are float32 or int32
 # Graphs kept, and launches in all of them together: an hour of ever new shapes must not fill the
 # memory. A graph of 2000 steps has 4000 launches.
 GRAPHS: Final = 64
@@ -44,6 +44,7 @@ class Ready:
     launches: int
     into: dict[str, NDArray[Any]]
     out: dict[str, NDArray[np.float32]]
+    flag: NDArray[np.int32]
     kept: ExitStack
 
 
@@ -59,14 +60,12 @@ class FusedSession:
         with ExitStack() as opening:
             self.stream = opening.enter_context(cuda.Stream())
             self.gpu: dict[str, cuda.DeviceBuffer] = {}
-            self.host: dict[str, cuda.PinnedBuffer] = {}
             self._load(file, opening)
             self._allocate(opening)
             self._upload(file.arrays, opening)
             self.weights = frozenset(file.arrays)
             self.addresses = {name: buffer.address for name, buffer in self.gpu.items()}
             self._every_output = frozenset(self.spec.output_names)
-            self._flag = self.host["failed"].view((1,), np.int32)
             self._graphs: OrderedDict[Any, Ready] = OrderedDict()
             opening.callback(self.forget_graphs)
             opening.callback(self.stream.synchronize)
@@ -98,7 +97,7 @@ class FusedSession:
         outputs = {name: np.empty_like(view) for name, view in ready.out.items()}
         ready.graph.launch()
         self.stream.synchronize()
-        self._check_flag()
+        self._check(int(ready.flag[0]))
         for name, view in ready.out.items():
             np.copyto(outputs[name], view)
         return outputs
@@ -144,18 +143,12 @@ class FusedSession:
     def _allocate(self, opening: ExitStack) -> None:
         """Buffers as large as any request of the profile needs them."""
         most, spec = self.spec.profile, self.spec
-        sizes = {"failed": ELEMENT}
+        sizes = {"tensors": room(spec)}
         for batch in sorted({most.batch.max, *(way.last for way in self.ways)}):
             program = self._program(batch, most.time.max)
             for name, size in program.scratch.items():
                 sizes[name] = max(size, sizes.get(name, 0))
-        initial = [f"{s}_0" for s in spec.states]  # these lie where the last ones will
-        for name, shape in spec.shapes(most.batch.max, most.time.max).items():
-            size = int(np.prod(shape)) * ELEMENT
-            self.host[name] = opening.enter_context(cuda.PinnedBuffer(size))
-            if name not in initial:
-                sizes[name] = size
-        self.host["failed"] = opening.enter_context(cuda.PinnedBuffer(ELEMENT))
+        self.host = opening.enter_context(cuda.PinnedBuffer(sizes["tensors"]))
         for name, size in sizes.items():
             self.gpu[name] = opening.enter_context(cuda.DeviceBuffer(size))
             cuda.fill(self.gpu[name], 0, size, self.stream)
@@ -209,28 +202,31 @@ class FusedSession:
         program = self._program(batch, time, begin)
         for launch in program.launches:
             self._kernel(launch)
-        shapes = {**self.spec.shapes(batch, time), "slots": (2, batch)}
-        buffers = copied_in(self.spec, begin) if copies else {}
-        into = {
-            name: self.host[name].view(
-                shapes[name], np.int32 if name == "slots" else self.spec.dtype(name)
-            )
-            for name in buffers
+        where, into = places(self.spec, batch, time), copied_in(self.spec, begin)
+        views = {
+            name: self.host.view(place.shape, place.dtype, place.offset)
+            for name, place in where.items()
         }
-        out = {name: self.host[name].view(shapes[name]) for name in wanted if copies}
 
         def record() -> None:
-            for name, buffer in buffers.items():
-                cuda.copy_in(self.gpu[buffer], self.host[name], into[name].nbytes, self.stream)
-            self._queue(program)
-            for name, view in out.items():
-                cuda.copy_out(self.host[name], self.gpu[name], view.nbytes, self.stream)
-            cuda.copy_out(self.host["failed"], self.gpu["failed"], ELEMENT, self.stream)
+            here, there = self.host.address, self.gpu["tensors"].address
+            for at, size in stretches(where, into.values()) if copies else ():
+                cuda.copy_in(cuda.Part(there + at), cuda.Part(here + at), size, self.stream)
+            of_tensors = {name: there + place.offset for name, place in where.items()}
+            self._queue(program, self.addresses | of_tensors)
+            for at, size in stretches(where, {"failed", *(wanted if copies else ())}):
+                cuda.copy_out(cuda.Part(here + at), cuda.Part(there + at), size, self.stream)
 
         self._forget(GRAPHS - 1, LAUNCHES - program.length)
         kept = ExitStack()
-        graph = kept.enter_context(cuda.Graph(self.stream, record))
-        self._graphs[key] = Ready(graph, program.length, into, out, kept)
+        self._graphs[key] = Ready(
+            kept.enter_context(cuda.Graph(self.stream, record)),
+            program.length,
+            {name: views[buffer] for name, buffer in into.items()},
+            {name: views[name] for name in wanted},
+            views["failed"],
+            kept,
+        )
         return self._graphs[key]
 
     def forget_graphs(self) -> None:
@@ -246,17 +242,17 @@ class FusedSession:
             _, ready = self._graphs.popitem(last=False)
             ready.kept.close()
 
-    def _queue(self, program: Program) -> None:
+    def _queue(self, program: Program, addresses: Mapping[str, int]) -> None:
         for operation in program.operations:
             if isinstance(operation, Zero):
-                cuda.fill(self.gpu[operation.buffer], 0, operation.size, self.stream)
+                cuda.fill(cuda.Part(addresses[operation.buffer]), 0, operation.size, self.stream)
             elif isinstance(operation, Loop):
-                self._queue_loop(operation)
+                self._queue_loop(operation, addresses)
             else:
-                self._queue_launch(operation, operation.argument(self.addresses))
+                self._queue_launch(operation, operation.argument(addresses))
 
-    def _queue_loop(self, loop: Loop) -> None:
-        body = [(launch, launch.argument(self.addresses)) for launch in loop.body]
+    def _queue_loop(self, loop: Loop, addresses: Mapping[str, int]) -> None:
+        body = [(launch, launch.argument(addresses)) for launch in loop.body]
         for step in range(loop.steps):
             for launch, argument in body:
                 if launch.struct == "Step":
@@ -272,8 +268,8 @@ class FusedSession:
             ]
         self._kernels[launch.unit, launch.kernel].launch(shape_of(launch), pointers, self.stream)
 
-    def _check_flag(self) -> None:
-        if flag := int(self._flag[0]):
+    def _check(self, flag: int) -> None:
+        if flag:
             why = {**ERRORS, UNKNOWN_ID: "an id outside the vocabulary"}.get(flag, f"code {flag}")
             raise EngineError(f"{self.path}: {why}")
 

@@ -25,29 +25,23 @@ class DeviceStates:
         self.nbytes = (capacity + 1) * sum(self._widths.values()) * FLOAT
 
     def __enter__(self) -> Self:
-        session, rows = self._session, self._session.spec.profile.batch.max
+        session = self._session
         if "table" in session.gpu:
             raise EngineError(f"{session.path}: the session keeps states already")
-        sizes = {"table": self.nbytes, "slots": 2 * rows * FLOAT}
-        sizes |= {f"{s}_0": rows * width * FLOAT for s, width in self._widths.items()}
         with ExitStack() as opening:
-            for name, size in sizes.items():
-                try:
-                    buffer = opening.enter_context(cuda.DeviceBuffer(size))
-                except CudaError as error:
-                    raise EngineError(
-                        f"{session.path}: states of {self.capacity:,} streams take "
-                        f"{self.nbytes / 2**20:,.0f} MiB of GPU memory, which cannot be had "
-                        f"({error}). Lower capacity in the variant's [stream]"
-                    ) from error
-                session.gpu[name], session.addresses[name] = buffer, buffer.address
-                opening.callback(session.gpu.pop, name)
-                opening.callback(session.addresses.pop, name)
-            slots = opening.enter_context(cuda.PinnedBuffer(sizes["slots"]))
-            session.host["slots"] = slots
-            opening.callback(session.host.pop, "slots")
-            opening.callback(session.forget_graphs)  # they hold addresses
-            self._write_first()
+            try:
+                table = opening.enter_context(cuda.DeviceBuffer(self.nbytes))
+            except CudaError as error:
+                raise EngineError(
+                    f"{session.path}: states of {self.capacity:,} streams take "
+                    f"{self.nbytes / 2**20:,.0f} MiB of GPU memory, which cannot be had "
+                    f"({error}). Lower capacity in the variant's [stream]"
+                ) from error
+            session.gpu["table"], session.addresses["table"] = table, table.address
+            for names in (session.gpu, session.addresses):
+                opening.callback(names.pop, "table")
+            opening.callback(session.forget_graphs)  # they hold its address
+            self._write_first(table)
             self._open = opening.pop_all()
         return self
 
@@ -60,9 +54,9 @@ class DeviceStates:
         given = {**inputs, "slots": np.array((begin, end), np.int32)}
         return self._session.answer(given, wanted, "both" if min(begin) < 0 else "slots")
 
-    def _write_first(self) -> None:
+    def _write_first(self, table: cuda.DeviceBuffer) -> None:
         """0 in every slot; in the one after the last, what the spec begins with."""
-        session, table = self._session, self._session.gpu["table"]
+        session = self._session
         values = [getattr(session.spec, f"{s}_0") for s in self._widths]
         row = np.repeat(np.array(values, np.float32), list(self._widths.values()))
         cuda.fill(table, 0, self.nbytes, session.stream)
