@@ -158,6 +158,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=STREAMS, help="live (%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="per figure (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument(
+        "--engine", choices=["onnxruntime", "fused"], default="onnxruntime", help="(%(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "streams.json")
     options = parser.parse_args()
     console = Console()
@@ -167,7 +170,7 @@ def main() -> None:
     measured: dict[str, list[Measured]] = {"streams": [], "carried": [], "batched": []}
     with ExitStack() as running:
         scratch = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="streams-")))
-        engines = buildable(["onnxruntime"])[0]
+        engines = buildable([options.engine])[0]
         for name in ("batched", "carried"):
             build_variant(spec, engines, scratch / name, progress=lambda *_: None)
         unbatched(scratch / "carried", spec.name)
@@ -191,7 +194,8 @@ def main() -> None:
                         truth.prove(name, index, answer)
                     measured[name].append(found)
                     bar.update(task, advance=1, refresh=True)
-    here = machine("nvidia-pytriton", "onnxruntime")
+    library = {"onnxruntime": "onnxruntime", "fused": "cuda-bindings"}[options.engine]
+    here = machine("nvidia-pytriton", library) | {"engine": options.engine}
     rows = [row(name, options.streams, found) for name, found in measured.items()]
     show(console, rows, here)
     result = {"machine": here, "rows": rows, "rounds": options.rounds, "seconds": options.seconds}

@@ -185,7 +185,10 @@ def test_only_what_is_wanted_comes_back(opened):
     assert np.array_equal(only[name], every[name])
 
 
-def test_graphs_of_old_shapes_are_freed_and_made_again(opened):
+def test_graphs_of_old_shapes_are_freed_and_made_again(opened, monkeypatch):
+    from looprnn.engines import fused_session
+
+    monkeypatch.setattr(fused_session, "GRAPHS", 64)
     spec = one("rnn", 8, batch=2, time=100)
     session = opened(spec)
     for time in (*range(1, 101), 1, 50):

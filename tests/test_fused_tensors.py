@@ -39,7 +39,7 @@ def test_what_goes_in_is_one_copy(name, begin):
 def test_what_comes_out_is_one_copy_and_what_nobody_asked_for_stays():
     spec = VARIANTS["lstm"]
     where = places(spec, 3, 5)
-    ((at, size),) = stretches(where, {"output", "failed"})
+    ((at, _),) = stretches(where, {"output", "failed"})
     assert at == where["output"].offset
     assert len(stretches(where, {*spec.output_names, "failed"})) == 1
     assert len(stretches(where, {"h_n", "c_n", "failed"})) == 2

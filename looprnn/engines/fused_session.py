@@ -29,8 +29,9 @@ from looprnn.spec import RNNSpec
 
 log = logging.getLogger("looprnn.fused")
 # Graphs kept, and launches in all of them together: an hour of ever new shapes must not fill the
-# memory. A graph of 2000 steps has 4000 launches.
-GRAPHS: Final = 64
+# memory. A graph of 2000 steps has 4000 launches. Chunks of 10 steps in 1 to 32 rows, with and
+# without states given or asked for, are 128 shapes.
+GRAPHS: Final = 256
 LAUNCHES: Final = 100_000
 UPLOAD: Final = 4 << 20  # bytes
 UNKNOWN_ID: Final = 256  # what embed sets for an id outside the vocabulary
