@@ -125,7 +125,8 @@ class PinnedBuffer:
 class Shape:
     """How a kernel is launched: grid in blocks, block in threads, shared in bytes.
 
-    cluster blocks go together; all blocks of a cooperative grid are resident at once.
+    cluster blocks go together; all blocks of a cooperative grid are resident at once; an early
+    kernel begins while the one before it ends, and waits for that by itself.
     """
 
     grid: tuple[int, int, int]
@@ -133,6 +134,7 @@ class Shape:
     shared: int = 0
     cluster: int = 1
     cooperative: bool = False
+    early: bool = False
 
     def config(self, stream: Stream | None) -> Any:
         """The driver's own form of it."""
@@ -150,8 +152,7 @@ class Shape:
             value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = self.cluster, 1, 1
             attribute.value = value
             attributes.append(attribute)
-        if self.cluster > 1 and stream is not None:
-            # Our kernels of clusters wait by themselves for the kernel before, after loading R.
+        if self.early and stream is not None:
             kinds = driver.CUlaunchAttributeID
             attribute = driver.CUlaunchAttribute()
             attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION

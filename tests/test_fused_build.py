@@ -42,8 +42,8 @@ def units_of(specs):
 def all_units():
     found = units_of((*VARIANTS.values(), *(c.spec for c in CASES)))
     for precision in ("fp16", "bf16"):
-        unit = fused_source.matmul_unit(precision)
-        found[unit.name] = unit
+        for unit in (fused_source.matmul_unit(precision), fused_source.project_unit(precision)):
+            found[unit.name] = unit
     return found
 
 

@@ -112,13 +112,25 @@ def test_shapes(opened, cell, precision, shape):
     check(opened(spec), spec, batch, time)
 
 
-@pytest.mark.parametrize("inputs", [70, 96, 257])  # of K: padded, whole, odd
+@pytest.mark.parametrize(
+    ("cell", "hidden", "inputs"),
+    [
+        ("lstm", 257, 70),  # K padded
+        ("lstm", 257, 96),
+        ("gru", 257, 257),  # N odd, rows of x that no copy of 16 bytes can begin at
+        ("rnn", 515, 512),
+    ],
+)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_projections_by_the_largest_tiles(opened, precision, inputs):
-    spec = one("lstm", 257, inputs=inputs, batch=33, time=64, precision=precision)
-    launches = fused_plan.program(spec, fused_plan.choose(spec), 33, 64).launches
-    assert "grouped128" in [launch.kernel for launch in launches]
-    check(opened(spec), spec, 33, 64)
+def test_projections_of_more_tiles_than_multiprocessors(opened, precision, cell, hidden, inputs):
+    spec = one(cell, hidden, inputs=inputs, batch=33, time=200, precision=precision)
+    launches = fused_plan.program(spec, fused_plan.choose(spec), 33, 200).launches
+    assert "project" in [launch.kernel for launch in launches]
+    session, given = opened(spec), parity.draw_inputs(spec, 33, 200)
+    check(session, spec, 33, 200)
+    first = session.run(given)["output"]
+    for _ in range(20):
+        assert np.array_equal(session.run(given)["output"], first)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

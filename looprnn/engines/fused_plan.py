@@ -18,6 +18,7 @@ from looprnn.engines.fused_source import (
     around_unit,
     matmul_unit,
     persistent_unit,
+    project_unit,
     slots_unit,
     step_unit,
 )
@@ -110,9 +111,11 @@ def only_steps(spec: RNNSpec, why: str) -> list[Way]:
     return [Way(layer=k, first=1, last=most, plan=None, why=why) for k in range(len(spec.layers))]
 
 
-def units(spec: RNNSpec, ways: Sequence[Way]) -> dict[str, Unit]:
+def units(spec: RNNSpec, ways: Sequence[Way], *, hopper: bool = True) -> dict[str, Unit]:
     """What the programs of these ways need compiled: steps for every layer too, for another GPU."""
     found = [matmul_unit(spec.precision), slots_unit()]
+    if hopper and spec.precision != "fp32":
+        found.append(project_unit(spec.precision))
     found += [step_unit(layer) for layer in spec.layers]
     found += [persistent_unit(way.plan) for way in ways if way.plan]
     joins = any(layer.merge != "concat" or layer.residual for layer in spec.layers)
@@ -197,7 +200,7 @@ def _persistent(
     made.operations.append(
         Launch(unit=persistent_unit(plan).name, kernel=plan.kernel, struct="Persistent",
                grid=(plan.grid, 1, 1), block=plan.block, fields=fields, shared=plan.shared_bytes,
-               cluster=plan.cluster, cooperative=plan.cooperative)
+               cluster=plan.cluster, cooperative=plan.cooperative, early=plan.cluster > 1)
     )  # fmt: skip
 
 

@@ -4,11 +4,12 @@ A session turns it into a CUDA graph; a test runs the same kernels on a CPU.
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-# Letter → C's type and ctypes' of a struct's field: pointers to float, int and Weight, and numbers.
+# Letter → C's type and ctypes' of a struct's field: pointers to float, int and Weight, numbers, and
+# how the copy engine finds a matrix.
 TYPES: Final = {
     "f": ("float*", ctypes.c_void_p),
     "i": ("int*", ctypes.c_void_p),
@@ -17,12 +18,13 @@ TYPES: Final = {
     "L": ("long long", ctypes.c_longlong),
     "U": ("unsigned long long", ctypes.c_ulonglong),
     "I": ("int", ctypes.c_int),
+    "T": ("TensorMap", ctypes.c_ulonglong * 16),
 }
 # The one argument of each kernel of ours, its fields in order; the C text is made from this.
 STRUCTS: Final[dict[str, dict[str, str]]] = {
     "Matmul": {"a": "f", "w": "w", "bias": "f", "c": "f", "a_row": "L", "a_z": "L", "w_row": "L",
                "w_z": "L", "c_row": "L", "c_z": "L", "M": "I", "N": "I", "K": "I"},
-    "Round": {"x": "f", "y": "W", "I": "I", "K": "I"},
+    "Round": {"x": "f", "y": "W", "rows": "I", "I": "I", "K": "I"},
     "Norm": {"x": "f", "scale": "f", "bias": "f", "N": "I"},
     "Step": {"xw": "f", "hr": "f", "h": "f", "c": "f", "y": "f", "lengths": "i", "bias_n": "f",
              "peepholes": "f", "norm_hr": "f", "norm_c": "f", "shift_c": "f", "full": "f",
@@ -34,7 +36,9 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
     "Head": {"y": "f", "lengths": "i", "T": "I", "N": "I", "kind": "I"},
     "Slots": {"table": "f", "h": "f", "c": "f", "h_0": "f", "c_0": "f", "begin": "i", "end": "i",
               "lengths": "i", "failed": "i", "H": "I", "C": "I"},
-    # Of the persistent kernels: as separate arguments, in this order (see fused_persistent.py).
+    # As separate arguments, in this order: of project.cu, and of the persistent kernels (see
+    # fused_persistent.py).
+    "Project": {"x": "T", "w": "T", "bias": "f", "y": "f", "M": "I", "N": "I", "K": "I"},
     "Persistent": {"r": "w", "xg": "f", "bias_n": "f", "lengths": "i", "h_0": "f", "c_0": "f",
                    "output": "f", "h_n": "f", "c_n": "f", "scratch": "f", "error": "i",
                    "batch": "I", "time": "I", "state_stride": "L", "timeout": "U"},
@@ -64,7 +68,20 @@ class At:
     offset: int = 0
 
 
-Value = At | int | None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boxes:
+    """A matrix [rows, columns] that the copy engine reads in boxes of so many rows and columns;
+    width of an element in bytes.
+    """
+
+    at: At
+    rows: int
+    columns: int
+    width: int
+    box: tuple[int, int]
+
+
+Value = At | Boxes | int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +89,8 @@ class Launch:
     """One kernel of one unit (see fused_source.py), its struct's fields by name; those left out
     are 0.
 
-    `spread` kernels take the fields as separate arguments. block in threads, shared in bytes.
+    `spread` kernels take the fields as separate arguments. block in threads, shared in bytes. An
+    `early` one begins before the launch before it ends, and waits for that by itself.
     """
 
     unit: str
@@ -84,16 +102,22 @@ class Launch:
     shared: int = 0
     cluster: int = 1
     cooperative: bool = False
+    early: bool = False
 
     @property
     def spread(self) -> bool:
-        return self.struct == "Persistent"
+        return self.struct in ("Persistent", "Project")
 
-    def argument(self, addresses: Mapping[str, int]) -> ctypes.Structure:
-        """The struct, with the buffers at these addresses."""
-        found = {}
+    def argument(
+        self, addresses: Mapping[str, int], tensor_map: Callable[[int, Boxes], Any] | None = None
+    ) -> ctypes.Structure:
+        """The struct, with the buffers at these addresses; tensor_map encodes boxes."""
+        found: dict[str, Any] = {}
         for key, value in self.fields.items():
-            if value is not None:
+            if isinstance(value, Boxes):
+                assert tensor_map is not None, "the copy engine is Hopper's"
+                found[key] = tensor_map(addresses[value.at.buffer] + value.at.offset, value)
+            elif value is not None:
                 found[key] = (
                     addresses[value.buffer] + value.offset if isinstance(value, At) else value
                 )

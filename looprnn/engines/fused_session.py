@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from looprnn import cuda
 from looprnn.engines import Arrays, fused_file, fused_plan
+from looprnn.engines.fused_boxes import tensor_map
 from looprnn.engines.fused_file import CAPABILITY, FusedFile
 from looprnn.engines.fused_persistent import ERRORS
 from looprnn.engines.fused_plan import Way
@@ -112,7 +113,7 @@ class FusedSession:
             from looprnn.engines import fused_compile  # needs NVRTC
 
             self.ways = fused_plan.only_steps(self.spec, f"this is {gpu}")
-            wanted = fused_plan.units(self.spec, self.ways)
+            wanted = fused_plan.units(self.spec, self.ways, hopper=False)
             units = {name: unit for name, unit in units.items() if name in wanted}
             cubins = {n: fused_compile.cubin(u, gpu.capability) for n, u in units.items()}
             log.info("%s: compiled from its source for %s", self.path, gpu)
@@ -250,7 +251,7 @@ class FusedSession:
             elif isinstance(operation, Loop):
                 self._queue_loop(operation, addresses)
             else:
-                self._queue_launch(operation, operation.argument(addresses))
+                self._queue_launch(operation, operation.argument(addresses, tensor_map))
 
     def _queue_loop(self, loop: Loop, addresses: Mapping[str, int]) -> None:
         body = [(launch, launch.argument(addresses)) for launch in loop.body]
@@ -282,4 +283,5 @@ def shape_of(launch: Launch) -> cuda.Shape:
         shared=launch.shared,
         cluster=launch.cluster,
         cooperative=launch.cooperative,
+        early=launch.early,
     )

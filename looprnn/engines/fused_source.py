@@ -53,6 +53,12 @@ def matmul_unit(precision: str) -> Unit:
     return Unit(f"matmul.{('fp32', 'fp16', 'bf16')[weight]}", text)
 
 
+def project_unit(precision: str) -> Unit:
+    """Of half precision, for Hopper alone."""
+    text = f"#define TYPE {15 + WEIGHT[precision]}\n" + _read("project.cu")
+    return Unit(f"project.{('fp16', 'bf16')[WEIGHT[precision] - 1]}", text)
+
+
 def around_unit() -> Unit:
     structs = "".join(declaration(name) for name in ("Embed", "Join", "Head"))
     text = "#define WEIGHT 0\n" + _read("hardware.cu") + structs + _read("around.cu")

@@ -8,14 +8,15 @@ import math
 from typing import Final
 
 from looprnn.engines.fused_pack import padded
-from looprnn.engines.fused_program import At, Launch, Loop, Program, Value
-from looprnn.engines.fused_source import WEIGHT, matmul_unit, step_unit
+from looprnn.engines.fused_program import At, Boxes, Launch, Loop, Program, Value
+from looprnn.engines.fused_source import WEIGHT, matmul_unit, project_unit, step_unit
 from looprnn.spec import Layer
 
 FLOAT: Final = 4  # bytes
 WIDTH: Final = {"fp32": 4, "fp16": 2, "fp16_state": 2, "bf16": 2}  # of a weight, in bytes
 LARGE: Final = 128  # the side of the largest tile
-MULTIPROCESSORS: Final = 132  # fewer tiles than this leave some idle: smaller ones then
+PROJECT_SHARED: Final = 6 * 2 * LARGE * 128 + 8 * 2 * 16 * 128 + 2 * 6 * 8  # Shared of project.cu
+MULTIPROCESSORS: Final = 132
 
 
 def matmul(
@@ -49,6 +50,24 @@ def matmul(
     return Launch(unit=unit, kernel=kernel, struct="Matmul", grid=grid, block=128, fields=fields)
 
 
+def by_boxes(
+    precision: str, *, x: At, w: At, y: At, bias: At | None, sizes: tuple[int, int, int]
+) -> Launch:
+    """y [M, N] = x [M, K] · w [N, K]ᵀ + bias by Hopper's own instructions; x is rounded already."""
+    M, N, K = sizes
+    tiles = -(-M // LARGE) * -(-N // LARGE)
+    half, box = WIDTH[precision], (LARGE, 64)
+    fields: dict[str, Value] = {
+        "x": Boxes(at=x, rows=M, columns=K, width=half, box=box),
+        "w": Boxes(at=w, rows=N, columns=K, width=half, box=box),
+        "y": y, "bias": bias, "M": M, "N": N, "K": K,
+    }  # fmt: skip
+    return Launch(
+        unit=project_unit(precision).name, kernel="project", struct="Project", fields=fields,
+        grid=(min(tiles, MULTIPROCESSORS), 1, 1), block=384, shared=PROJECT_SHARED, early=True,
+    )  # fmt: skip
+
+
 def project(
     program: Program, layer: Layer, k: int, precision: str, x: At, inputs: int, rows: int
 ) -> At:
@@ -62,29 +81,29 @@ def project(
         c_row=directions * width, c_z=width, sizes=(rows, width, inputs, directions),
     )  # fmt: skip
     tiles = -(-rows // LARGE), -(-width // LARGE), directions
-    if WEIGHT[precision] and math.prod(tiles) >= MULTIPROCESSORS:
+    # Fewer tiles leave multiprocessors idle: smaller ones then. Hopper's pay earlier.
+    enough = MULTIPROCESSORS // 6 if program.hopper else MULTIPROCESSORS
+    if WEIGHT[precision] and math.prod(tiles) >= enough:
         # Each row is read by many tiles, so it is rounded once.
         rounded = program.take("rounded", rows * K * WIDTH[precision])
+        fields: dict[str, Value] = {"x": x, "y": rounded, "rows": rows, "I": inputs, "K": K}
         program.operations.append(
-            Launch(unit=product.unit, kernel="round_rows", struct="Round", grid=(rows, 1, 1),
-                   block=128, fields={"x": x, "y": rounded, "I": inputs, "K": K})
+            Launch(unit=product.unit, kernel="round_rows", struct="Round", fields=fields,
+                   grid=(-(-rows * K // (8 * 256)), 1, 1), block=256)
         )  # fmt: skip
-        product = dataclasses.replace(
-            product,
-            kernel=f"{'grouped' if program.hopper else 'rounded'}{LARGE}",
-            grid=tiles,
-            block=256,
-            shared=3 * 2 * LARGE * 64 * 2 if program.hopper else 0,
-            fields={**product.fields, "a": rounded, "a_row": K, "K": K},
-        )
+        if program.hopper:
+            product = by_boxes(
+                precision, x=rounded, w=At(f"l{k}.w"), y=xw, bias=bias,
+                sizes=(rows, directions * width, K),
+            )  # fmt: skip
+        else:
+            fields = {**product.fields, "a": rounded, "a_row": K, "K": K}
+            product = dataclasses.replace(
+                product, kernel=f"rounded{LARGE}", grid=tiles, block=256, fields=fields
+            )
     program.operations.append(product)
     if layer.layer_norm:
-        fields: dict[str, Value] = {
-            "x": xw,
-            "scale": At(f"l{k}.ln_w"),
-            "bias": At(f"l{k}.bias"),
-            "N": width,
-        }
+        fields = {"x": xw, "scale": At(f"l{k}.ln_w"), "bias": At(f"l{k}.bias"), "N": width}
         program.operations.append(
             Launch(unit=step_unit(layer).name, kernel="norm_rows", struct="Norm", fields=fields,
                    grid=(rows, directions, 1), block=256)

@@ -80,23 +80,31 @@ extern "C" __global__ void __launch_bounds__(128) wide64(const Matmul o) { wide<
 
 #else
 
-// y [rows, K] = x [rows, I], rounded, and zeros from I on; a block a row.
-extern "C" __global__ void __launch_bounds__(128) round_rows(const Round o) {
-    const float* const x = o.x + (long long)blockIdx.x * o.I;
-    Weight* const y = o.y + (long long)blockIdx.x * o.K;
-    const bool aligned = o.I % 4 == 0;
-    for (int k = threadIdx.x * 4; k < o.K; k += blockDim.x * 4) {
-        float4 four{0.f, 0.f, 0.f, 0.f};
-        if (aligned && k < o.I) four = *(const float4*)(x + k);
-        if (!aligned) {
-            four.x = k < o.I ? x[k] : 0.f, four.y = k + 1 < o.I ? x[k + 1] : 0.f;
-            four.z = k + 2 < o.I ? x[k + 2] : 0.f, four.w = k + 3 < o.I ? x[k + 3] : 0.f;
+// y [rows, K] = x [rows, I], rounded, and zeros from I on; 8 of a row a thread.
+extern "C" __global__ void __launch_bounds__(256) round_rows(const Round o) {
+    const long long i = blockIdx.x * 256ll + threadIdx.x;
+    const int each = o.K / 8, k = i % each * 8;
+    next_may_begin();
+    if (i / each >= o.rows) return;
+    const float* const x = o.x + i / each * o.I + k;
+    float4 from[2] = {};
+    #pragma unroll
+    for (int j = 0; j < 2; j++) {
+        const int left = o.I - k - j * 4;
+        if (o.I % 4 == 0 && left > 0) from[j] = *(const float4*)(x + j * 4);
+        if (o.I % 4 != 0) {
+            if (left > 0) from[j].x = x[j * 4];
+            if (left > 1) from[j].y = x[j * 4 + 1];
+            if (left > 2) from[j].z = x[j * 4 + 2];
+            if (left > 3) from[j].w = x[j * 4 + 3];
         }
-        uint2 half;
-        half.x = narrowed(four.x) | (unsigned)narrowed(four.y) << 16;
-        half.y = narrowed(four.z) | (unsigned)narrowed(four.w) << 16;
-        *(uint2*)(y + k) = half;
     }
+    uint4 half;
+    half.x = narrowed(from[0].x) | (unsigned)narrowed(from[0].y) << 16;
+    half.y = narrowed(from[0].z) | (unsigned)narrowed(from[0].w) << 16;
+    half.z = narrowed(from[1].x) | (unsigned)narrowed(from[1].y) << 16;
+    half.w = narrowed(from[1].z) | (unsigned)narrowed(from[1].w) << 16;
+    *(uint4*)(o.y + i * 8) = half;
 }
 
 // The fragment of a tile of 16 × 16 at (row, chunk · 8), for multiply_add.
@@ -171,64 +179,5 @@ template <int S, int WARPS, class A> __device__ __forceinline__ void wide(const 
 extern "C" __global__ void __launch_bounds__(128) wide32(const Matmul o) { wide<32, 4>(o, o.a); }
 extern "C" __global__ void __launch_bounds__(128) wide64(const Matmul o) { wide<64, 4>(o, o.a); }
 extern "C" __global__ void __launch_bounds__(256) rounded128(const Matmul o) { wide<128, 8>(o, (const Weight*)o.a); }
-
-#if WARPGROUPS
-
-// What rounded128 does, by two warp groups, 64 rows each; pieces of 64.
-extern "C" __global__ void __launch_bounds__(256) grouped128(const Matmul o) {
-    constexpr int S = 128, STAGES = 3, PIECE = S * 64;
-    extern __shared__ __align__(1024) Weight stages[];  // [STAGES][a and w][PIECE]
-    const int tid = threadIdx.x, m0 = blockIdx.x * S, n0 = blockIdx.y * S, pieces = (o.K + 63) / 64;
-    const Weight* const w = o.w + blockIdx.z * o.w_z;
-    next_may_begin();
-    float sum[64] = {};
-    auto rows = [&](Weight* to, const Weight* from, int first, int count, long long row, int k0) {
-        #pragma unroll
-        for (int i = 0; i < S * 8 / 256; i++) {
-            const int r = (tid + i * 256) / 8, chunk = tid % 8, k = k0 + chunk * 8;
-            const bool inside = first + r < count && k < o.w_row;
-            copy_async(to + r * 64 + (chunk ^ r % 8) * 8, inside ? from + (first + r) * row + k : from, inside ? 16 : 0);
-        }
-    };
-    auto start = [&](int piece) {
-        if (piece < pieces) {
-            Weight* const to = stages + piece % STAGES * 2 * PIECE;
-            rows(to, (const Weight*)o.a, m0, o.M, o.a_row, piece * 64);
-            rows(to + PIECE, w, n0, o.N, o.w_row, piece * 64);
-        }
-        copies_end();
-    };
-    #pragma unroll
-    for (int piece = 0; piece < STAGES - 1; piece++) start(piece);
-    for (int piece = 0; piece < pieces; piece++) {
-        copies_wait<STAGES - 2>();
-        copies_show();
-        __syncthreads();  // the piece is here, and the one before it is used up
-        const Weight* const from = stages + piece % STAGES * 2 * PIECE;
-        const unsigned long long a = matrix(from + tid / 128 * 64 * 64), b = matrix(from + PIECE);
-        group_begin();
-        #pragma unroll
-        for (int k = 0; k < 4; k++) multiply_group(sum, a + k * 2, b + k * 2);
-        group_commit();
-        start(piece + STAGES - 1);
-        group_wait();
-    }
-    const float* const bias = o.bias ? o.bias + blockIdx.z * o.N : 0;
-    const bool pairs = o.N % 2 == 0;  // then all rows begin at multiples of 8 bytes
-    #pragma unroll
-    for (int i = 0; i < 64; i += 2) {
-        const int m = m0 + tid / 32 * 16 + tid % 32 / 4 + i / 2 % 2 * 8, n = n0 + i / 4 * 8 + tid % 4 * 2;
-        if (m >= o.M || n >= o.N) continue;
-        float* const c = o.c + blockIdx.z * o.c_z + m * o.c_row + n;
-        const float first = sum[i] + (bias ? bias[n] : 0.f);
-        if (pairs) *(float2*)c = float2{first, sum[i + 1] + (bias ? bias[n + 1] : 0.f)};
-        else {
-            c[0] = first;
-            if (n + 1 < o.N) c[1] = sum[i + 1] + (bias ? bias[n + 1] : 0.f);
-        }
-    }
-}
-
-#endif
 
 #endif

@@ -1,0 +1,182 @@
+// y [M, N] float = x [M, K] · w [N, K]ᵀ + bias [N] or null: the projection of many rows, by what Hopper alone has.
+//
+// x and w are halves. A block computes tiles of 128 × 128, one after another: one thread keeps the copy engine busy,
+// STAGES pieces of 64 of K ahead, across tiles too; two groups of four warps take turns by tiles, so that one
+// multiplies while the other stores what it has. Each sum is taken in one order, whatever else the GPU does: answers
+// repeat to the bit.
+//
+// In shared memory all rows are 128 bytes, whose 16-byte chunk c lies at c ^ row % 8.
+#define APPROX 0
+#include "persistent.cuh"
+
+struct __align__(64) TensorMap { unsigned long long words[16]; };
+
+constexpr int SIDE = 128, STAGES = 6;
+constexpr u32 ROW = 128, TILE = SIDE * ROW, SLAB = 16 * ROW;  // bytes: a piece of x or w, what a warp stores at once
+struct Shared {
+    unsigned char pieces[STAGES][2][TILE], slabs[8][2][SLAB];
+    u64 full[STAGES], empty[STAGES];
+};
+
+// d [64, 128] += a [64, 16] · b [128, 16]ᵀ, or = where `add` is 0; four warps give it together, and it reads shared
+// memory itself. Thread t has rows t / 32 · 16 + t % 32 / 4 and 8 more, and of each 8 columns two, at t % 4 · 2.
+#if TYPE == 17
+#define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"
+#else
+#define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16"
+#endif
+#define TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
+#define FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SIXTEEN(i) FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12)
+__device__ __forceinline__ void multiply(float (&d)[64], u64 a, u64 b, int add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" WGMMA " {" TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5)
+                 "%60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n}\n"
+                 : SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48) : "l"(a), "l"(b), "r"(add));
+}
+// Where it finds rows in shared memory; 16 columns further on: 2 more, 64 rows: 512 more.
+__device__ __forceinline__ u64 matrix(const void* rows) {
+    return (shared_address(rows) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+__device__ __forceinline__ void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void group_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// Within a block: barrier_wait's order among clusters would drop the L1 cache each time.
+__device__ __forceinline__ void wait(const u64& barrier, u32 parity) {
+    asm volatile("{\n.reg .pred p;\nagain: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}"
+                 ::"r"(shared_address(&barrier)), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void arrive(const u64& barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+}
+__device__ __forceinline__ void box_in(void* to, const u64& barrier, const TensorMap& map, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                 ::"r"(shared_address(to)), "l"(&map), "r"(column), "r"(row), "r"(shared_address(&barrier)) : "memory");
+}
+
+// Tiles that follow each other have other rows and the same columns.
+struct Tiles {
+    int down, count;
+    __device__ Tiles(int M, int N) : down((M + SIDE - 1) / SIDE), count(down * ((N + SIDE - 1) / SIDE)) {}
+    __device__ int row(int tile) const { return tile % down * SIDE; }
+    __device__ int column(int tile) const { return tile / down * SIDE; }
+};
+
+__device__ __forceinline__ void fetch(Shared& s, const TensorMap& x, const TensorMap& w, Tiles tiles, int pieces) {
+    int used = 0;
+    for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x)
+        for (int piece = 0; piece < pieces; piece++, used++) {
+            const int stage = used % STAGES;
+            if (used >= STAGES) wait(s.empty[stage], used / STAGES - 1 & 1);
+            barrier_expect(shared_address(&s.full[stage]), 2 * TILE);
+            box_in(s.pieces[stage][0], s.full[stage], x, piece * 64, tiles.row(tile));
+            box_in(s.pieces[stage][1], s.full[stage], w, piece * 64, tiles.column(tile));
+        }
+}
+
+// sum [64 · i + …] = the tile's, of its pieces from the `used`-th of this block on.
+__device__ __forceinline__ void multiply_tile(Shared& s, float (&sum)[2][64], int used, int pieces, int lane) {
+    for (int piece = 0; piece < pieces; piece++, used++) {
+        const int stage = used % STAGES;
+        wait(s.full[stage], used / STAGES & 1);
+        const u64 a = matrix(s.pieces[stage][0]), b = matrix(s.pieces[stage][1]);
+        group_begin();
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            multiply(sum[0], a + k * 2, b + k * 2, piece + k);
+            multiply(sum[1], a + k * 2 + 512, b + k * 2, piece + k);
+        }
+        group_commit();
+        if (piece == 0) continue;
+        group_wait<1>();  // the piece before: this one goes on
+        if (lane == 0) arrive(s.empty[(used - 1) % STAGES]);
+    }
+}
+
+// A warp's sums, by way of shared memory: 16 rows of 32 columns at a time, so that 8 lanes store 128 bytes of a row.
+// WHOLE: N is a multiple of 4.
+template <bool WHOLE>
+__device__ __forceinline__ void store_tile(Shared& s, const float (&sum)[2][64], float* y, const float* bias, int row,
+                                           int column, int M, int N, int warp, int lane) {
+    const bool odd = lane / 4 % 2;
+#pragma unroll
+    for (int part = 0; part < 8; part++) {
+        const int i = part % 2, first = part / 2 * 16, n = column + part / 2 * 32 + lane % 8 * 4;
+        unsigned char* const slab = s.slabs[warp][i];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {  // odd rows are two ahead: other banks
+            const float* const mine = sum[i] + first + j * 4;
+            const float* const other = sum[i] + first + (j ^ 2) * 4;
+            const int at = (odd ? j ^ 2 : j) * 2 + lane % 4 / 2;
+            float2* const to = (float2*)(slab + lane / 4 * ROW + (at ^ lane / 4) * 16 + lane % 2 * 8);
+            to[0] = float2{odd ? other[0] : mine[0], odd ? other[1] : mine[1]};
+            to[ROW] = float2{odd ? other[2] : mine[2], odd ? other[3] : mine[3]};  // 8 rows on
+        }
+        __syncwarp();
+        float4 add{0.f, 0.f, 0.f, 0.f};
+        if (bias && WHOLE && n < N) add = *(const float4*)(bias + n);
+        if (bias && !WHOLE) {
+            if (n < N) add.x = bias[n];
+            if (n + 1 < N) add.y = bias[n + 1];
+            if (n + 2 < N) add.z = bias[n + 2];
+            if (n + 3 < N) add.w = bias[n + 3];
+        }
+#pragma unroll
+        for (int r = lane / 8; r < 16; r += 4) {
+            const float4 sums = *(const float4*)(slab + r * ROW + (lane % 8 ^ r % 8) * 16);
+            const float4 all{sums.x + add.x, sums.y + add.y, sums.z + add.z, sums.w + add.w};
+            const int m = row + i * 64 + r;
+            float* const to = y + (size_t)m * N + n;
+            if (m >= M) continue;
+            if (WHOLE && n < N) *(float4*)to = all;
+            if (!WHOLE) {
+                if (n < N) to[0] = all.x;
+                if (n + 1 < N) to[1] = all.y;
+                if (n + 2 < N) to[2] = all.z;
+                if (n + 3 < N) to[3] = all.w;
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) project(
+    const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const float* __restrict__ bias,
+    float* __restrict__ y, int M, int N, int K) {
+    extern __shared__ __align__(1024) unsigned char raw[];
+    Shared& s = *reinterpret_cast<Shared*>(raw);
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, pieces = (K + 63) / 64;
+    const Tiles tiles(M, N);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(shared_address(&s.full[i]), 1);
+            barrier_init(shared_address(&s.empty[i]), 4);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    asm volatile("griddepcontrol.launch_dependents;");  // for a kernel that waits for this one's end by itself
+    if (warp >= 8) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x == 256) {
+            previous_kernel_done();
+            fetch(s, x, w, tiles, pieces);
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        float sum[2][64];
+        for (int turn = warp / 4; blockIdx.x + turn * gridDim.x < tiles.count; turn += 2) {
+            const int tile = blockIdx.x + turn * gridDim.x;
+            // A barrier tells one phase from the next, not from the one after: who waits for pieces comes in turn.
+            if (turn > 0) asm volatile("barrier.cta.sync %0, 256;" ::"r"(1 + turn % 2) : "memory");
+            multiply_tile(s, sum, turn * pieces, pieces, lane);
+            if (tile + gridDim.x < tiles.count) asm volatile("barrier.cta.arrive %0, 256;" ::"r"(2 - turn % 2) : "memory");
+            group_wait<0>();
+            if (lane == 0) arrive(s.empty[((turn + 1) * pieces - 1) % STAGES]);
+            const int row = tiles.row(tile) + warp % 4 * 16, column = tiles.column(tile);
+            if (N % 4 == 0) store_tile<true>(s, sum, y, bias, row, column, M, N, warp, lane);
+            else store_tile<false>(s, sum, y, bias, row, column, M, N, warp, lane);
+        }
+    }
+}
