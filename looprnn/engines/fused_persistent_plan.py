@@ -108,7 +108,7 @@ def cluster_plan(
     quad_bytes = rows * (16 if fp32 else 8)
     buffers = groups * (3 if layer.cell == "gru" and layer.reset == "before" else 2)
     columns = words_to_quads(layer.cell, layer.dtype, layer.hidden, quads)
-    h_bytes = buffers * quad_bytes * (max(whole * cluster, columns) + whole)
+    h_bytes = buffers * quad_bytes * max(whole * cluster, columns)
     x_row, y_row = (4 * warps * gates + 4, 4 * warps + 4) if courier else (4, 4)
     carried = 4 * AHEAD * (groups if courier else 1) * rows * (x_row + y_row)
     r_shared = 512 * warps * (words - in_registers)
