@@ -11,7 +11,7 @@ from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 from numpy.typing import DTypeLike, NDArray
 
-from looprnn.errors import CudaError
+from looprnn.errors import CudaError, CudaLost
 
 
 def check(result: tuple[Any, ...], *, log: Callable[[], str] = str) -> Any:
@@ -63,7 +63,11 @@ class Stream:
         check(cudart.cudaStreamDestroy(self.handle))
 
     def synchronize(self) -> None:
-        check(cudart.cudaStreamSynchronize(self.handle))
+        """Raises CudaLost where what was queued has failed."""
+        try:
+            check(cudart.cudaStreamSynchronize(self.handle))
+        except CudaError as error:
+            raise CudaLost(f"{error}: this process must start anew to use the GPU") from error
 
 
 class Memory(Protocol):

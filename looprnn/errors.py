@@ -7,6 +7,7 @@ LoopRNNError
 │   ├── EngineMissing    no file, no card, or the engine's library is not installed
 │   ├── EngineMismatch   a card that does not fit its file, this GPU or this library
 │   └── CudaError        a CUDA call that failed
+│       └── CudaLost     work on the GPU that failed: this process can use it no more
 ├── ParityError          an engine whose answers are not the reference's
 ├── RequestError         what a client sent cannot be served
 │   ├── StreamUnknown    a chunk of a stream that does not live here
@@ -43,6 +44,10 @@ class EngineMismatch(EngineError):
 
 class CudaError(EngineError):
     """A CUDA call returned a status other than success."""
+
+
+class CudaLost(CudaError):
+    """Work on the GPU failed, and with it every later call of this process."""
 
 
 class ParityError(LoopRNNError):

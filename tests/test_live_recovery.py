@@ -22,13 +22,15 @@ from looprnn.supervisor import children
 from looprnn.weights import load_weights
 
 SPEC = VARIANTS["padded_gru"]
-HANG, SLOW = 40, 41  # requests of so many steps
-# The served model, but for an engine that never answers, or late, and writes down what it is given.
+HANG, SLOW, LOST = 40, 41, 42  # requests of so many steps
+# The served model, but for an engine that never answers, or late, or loses its GPU, and writes down
+# what it is given.
 MODEL_PY = """
 import ctypes
 from pathlib import Path
 
 from looprnn import triton_model, watchdog
+from looprnn.errors import CudaLost
 
 watchdog.PATIENCE_S = {patience_s}
 libc = ctypes.PyDLL(None)  # which keeps the interpreter locked, as a driver may
@@ -44,6 +46,8 @@ class TritonPythonModel(triton_model.TritonPythonModel):
             file.write(f" {{steps}} ")
         if steps == {hang}:
             libc.sleep(1000)
+        if steps == {lost}:
+            raise CudaLost("cudaErrorIllegalAddress")
         if steps == {slow}:
             ctypes.CDLL(None).sleep(1)
         return self.run(inputs, wanted)
@@ -87,7 +91,7 @@ class Served:
 @pytest.fixture
 def server(repository, seen, tmp_path):
     """`looprnn serve` of a model that hangs and dawdles when told to; its watchdog waits 2 s."""
-    code = MODEL_PY.format(patience_s=2.0, hang=HANG, slow=SLOW, seen=str(seen))
+    code = MODEL_PY.format(patience_s=2.0, hang=HANG, slow=SLOW, lost=LOST, seen=str(seen))
     (repository / SPEC.name / "1/model.py").write_text(code)
     log = tmp_path / "tritonserver.log"
     with serve(repository, "--log", str(log)) as command:
@@ -160,6 +164,15 @@ def test_an_engine_that_never_answers_ends_in_an_error_and_the_log_says_where(se
         ask(server, HANG)
     wait_until(lambda: answers_again(server), "no answer after")
     assert "in late" in server.log.read_text(errors="replace"), "no traceback of what hung"
+
+
+def test_an_engine_whose_gpu_is_lost_ends_in_an_error_and_is_started_anew(server):
+    wait_until(lambda: answers_again(server), "no answer before")
+    first = server.stub
+    with pytest.raises(InferenceServerException, match="engine failed: cudaErrorIllegalAddress"):
+        ask(server, LOST)
+    wait_until(lambda: server.stub not in (0, first), "no other process was started")
+    wait_until(lambda: answers_again(server), "no answer after")
 
 
 def test_nothing_stays_in_shared_memory_not_even_after_a_crash(repository):

@@ -130,3 +130,32 @@ def test_streams_of_two_processes_on_one_gpu_both_get_through(on_gpu, tmp_path, 
             process.wait()
     assert [process.returncode for process in both] == [0, 0]
     assert np.array_equal(*map(np.load, files))
+
+
+LOST = """
+import json, os, sys
+from pathlib import Path
+from looprnn import engines, parity
+from looprnn.errors import CudaLost
+from looprnn.spec import RNNSpec
+path, about = map(Path, sys.argv[1:])
+spec = RNNSpec.from_network_dict(json.loads(about.read_text()))
+with engines.get("fused").session(path, spec) as session, session.states(1) as states:
+    session.addresses["table"] = 256  # where nothing is
+    try:
+        states.run(parity.draw_inputs(spec, 1, 1), [], [0], [0])
+    except CudaLost as error:
+        print(error, flush=True)
+        os._exit(7)  # nothing can be freed in order any more
+"""
+
+
+def test_a_gpu_that_fails_is_told_from_a_run_that_does(on_gpu, tmp_path):
+    """See watchdog.py: the process must end."""
+    one = LARGE["stack"]
+    on_gpu.session(one)  # builds it
+    (tmp_path / "about").write_text(json.dumps(one.network_dict()))
+    command = [sys.executable, "-c", LOST, str(tmp_path / "engine"), str(tmp_path / "about")]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 7, answer.stderr
+    assert "must start anew" in answer.stdout
