@@ -56,6 +56,12 @@ __device__ __forceinline__ void box_in(void* to, const u64& barrier, const Tenso
                  ::"r"(shared_address(to)), "l"(&map), "r"(column), "r"(row), "r"(shared_address(&barrier)) : "memory");
 }
 
+// Past the L1 cache, where nothing would find it.
+__device__ __forceinline__ void store(float* to, float4 v) {
+    asm volatile("st.global.L1::no_allocate.v4.f32 [%0], {%1, %2, %3, %4};"
+                 ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 // Tiles that follow each other have other rows and the same columns.
 struct Tiles {
     int down, count;
@@ -95,49 +101,51 @@ __device__ __forceinline__ void multiply_tile(Shared& s, float (&sum)[2][64], in
     }
 }
 
-// A warp's sums, by way of shared memory: 16 rows of 32 columns at a time, so that 8 lanes store 128 bytes of a row.
-// WHOLE: N is a multiple of 4.
-template <bool WHOLE>
+// A warp's sums, by way of shared memory: 16 rows of 32 columns in a slab, so that 8 lanes store 128 bytes of a row. In
+// it chunk c of row r lies at c ^ r % 4 · 2, in other banks than its neighbours. INSIDE: no edge of y, and N is a
+// multiple of 4.
+template <bool INSIDE>
 __device__ __forceinline__ void store_tile(Shared& s, const float (&sum)[2][64], float* y, const float* bias, int row,
                                            int column, int M, int N, int warp, int lane) {
-    const bool odd = lane / 4 % 2;
+    unsigned char* const slabs = s.slabs[warp][0];
+    const int r = lane / 4, m = row + lane / 8, n = column + lane % 8 * 4;
+    const float4* const from = (const float4*)(slabs + lane / 8 * ROW + (lane % 8 ^ lane / 8 * 2) * 16);
+    float* const to = y + (size_t)m * N + n;
 #pragma unroll
-    for (int part = 0; part < 8; part++) {
-        const int i = part % 2, first = part / 2 * 16, n = column + part / 2 * 32 + lane % 8 * 4;
-        unsigned char* const slab = s.slabs[warp][i];
+    for (int part = 0; part < 4; part++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {  // odd rows are two ahead: other banks
-            const float* const mine = sum[i] + first + j * 4;
-            const float* const other = sum[i] + first + (j ^ 2) * 4;
-            const int at = (odd ? j ^ 2 : j) * 2 + lane % 4 / 2;
-            float2* const to = (float2*)(slab + lane / 4 * ROW + (at ^ lane / 4) * 16 + lane % 2 * 8);
-            to[0] = float2{odd ? other[0] : mine[0], odd ? other[1] : mine[1]};
-            to[ROW] = float2{odd ? other[2] : mine[2], odd ? other[3] : mine[3]};  // 8 rows on
+        for (int i = 0; i < 8; i++) {
+            const float* const two = sum[i / 4] + part * 16 + i % 4 * 4;
+            float2* const at = (float2*)(slabs + i / 4 * SLAB + r * ROW + ((i % 4 ^ r % 4) * 2 + lane % 4 / 2) * 16 + lane % 2 * 8);
+            at[0] = float2{two[0], two[1]};
+            at[ROW] = float2{two[2], two[3]};  // 8 rows on
         }
         __syncwarp();
+        const int left = N - n - part * 32;  // columns
         float4 add{0.f, 0.f, 0.f, 0.f};
-        if (bias && WHOLE && n < N) add = *(const float4*)(bias + n);
-        if (bias && !WHOLE) {
-            if (n < N) add.x = bias[n];
-            if (n + 1 < N) add.y = bias[n + 1];
-            if (n + 2 < N) add.z = bias[n + 2];
-            if (n + 3 < N) add.w = bias[n + 3];
+        if (bias && INSIDE) add = *(const float4*)(bias + n + part * 32);
+        if (bias && !INSIDE) {
+            const float* const b = bias + n + part * 32;
+            if (left > 0) add.x = b[0];
+            if (left > 1) add.y = b[1];
+            if (left > 2) add.z = b[2];
+            if (left > 3) add.w = b[3];
         }
 #pragma unroll
-        for (int r = lane / 8; r < 16; r += 4) {
-            const float4 sums = *(const float4*)(slab + r * ROW + (lane % 8 ^ r % 8) * 16);
-            const float4 all{sums.x + add.x, sums.y + add.y, sums.z + add.z, sums.w + add.w};
-            const int m = row + i * 64 + r;
-            float* const to = y + (size_t)m * N + n;
-            if (m >= M) continue;
-            if (WHOLE && n < N) *(float4*)to = all;
-            if (!WHOLE) {
-                if (n < N) to[0] = all.x;
-                if (n + 1 < N) to[1] = all.y;
-                if (n + 2 < N) to[2] = all.z;
-                if (n + 3 < N) to[3] = all.w;
+        for (int i = 0; i < 8; i++) {
+            const float4 v = from[i * 4 * ROW / 16];
+            const int down = i / 4 * 64 + i % 4 * 4;
+            float* const at = to + (size_t)down * N + part * 32;
+            const float4 all{v.x + add.x, v.y + add.y, v.z + add.z, v.w + add.w};
+            if (INSIDE) store(at, all);
+            else if (m + down < M) {
+                if (left > 0) at[0] = all.x;
+                if (left > 1) at[1] = all.y;
+                if (left > 2) at[2] = all.z;
+                if (left > 3) at[3] = all.w;
             }
         }
+        __syncwarp();
     }
 }
 
@@ -175,7 +183,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) project(
             group_wait<0>();
             if (lane == 0) arrive(s.empty[((turn + 1) * pieces - 1) % STAGES]);
             const int row = tiles.row(tile) + warp % 4 * 16, column = tiles.column(tile);
-            if (N % 4 == 0) store_tile<true>(s, sum, y, bias, row, column, M, N, warp, lane);
+            if (N % 4 == 0 && row + 80 <= M && column + SIDE <= N)
+                store_tile<true>(s, sum, y, bias, row, column, M, N, warp, lane);
             else store_tile<false>(s, sum, y, bias, row, column, M, N, warp, lane);
         }
     }
