@@ -58,7 +58,7 @@ class TritonPythonModel(triton_model.TritonPythonModel):
             beside = states.beside(self._session, self._spec, capacity)
             self._states = self._open.enter_context(beside)
         except Exception as error:
-            self._open.close()
+            super().finalize()
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {capacity} slots in {self._states.place}, "

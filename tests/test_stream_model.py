@@ -16,6 +16,7 @@ from test_server_model import ON_TRITON as BASE
 from test_server_model import PB_UTILS, MetricFamily, Request, TritonError, arguments
 
 from looprnn.build import build_variant, buildable
+from looprnn.errors import EngineError
 from looprnn.slots import SlotTable
 from looprnn.states import HostStates
 
@@ -481,6 +482,15 @@ def test_a_config_that_says_not_how_streams_are_kept_fails_the_load_in_words(loa
         RuntimeError, match="^lstm_stream: .*python build_engines.py --variant lstm"
     ):
         load(stream_capacity="many")
+
+
+def test_states_that_cannot_be_had_fail_the_load_in_words(load, monkeypatch):
+    def none(*_):
+        raise EngineError("states of 5 streams take 9 MiB. Lower capacity")
+
+    monkeypatch.setattr("looprnn.states.HostStates", none)
+    with pytest.raises(RuntimeError, match="^lstm_stream: states of 5 .*Lower capacity"):
+        load()
 
 
 def test_metrics_say_what_became_of_the_streams(model):
