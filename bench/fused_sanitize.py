@@ -66,6 +66,11 @@ def specs() -> list[RNNSpec]:
             RNNSpec(name="odd", input_size=7, layers=(layer,), weights=WeightSource(seed=2),
                     profile=Profile(batch=Range(1, 3, 3), time=Range(1, 5, 5)))
         )  # fmt: skip
+    found.append(  # rows enough for the projection of Hopper's own
+        RNNSpec(name="many", input_size=130, precision="fp16", weights=WeightSource(seed=4),
+                layers=(Layer(cell="lstm", hidden_size=130, peepholes=True),),
+                profile=Profile(batch=Range(1, 32, 32), time=Range(1, 20, 20)))
+    )  # fmt: skip
     for layer in (Layer(cell="lstm", hidden_size=130), Layer(cell="gru", hidden_size=130)):
         found.append(
             RNNSpec(name="streamed", input_size=33, layers=(layer,),

@@ -36,18 +36,31 @@ def matmul(
 ) -> Launch:
     """c = a · wᵀ + bias; sizes are M, N, K and Z. Rows are so many elements apart."""
     M, N, K, Z = sizes
+    block = 128
     if M <= 16:
         rows = 1 if M == 1 else 8
         kernel, grid = f"narrow{rows}", (-(-N // 4), -(-M // rows), Z)
     else:
-        # The larger tile where there are enough of them to keep the GPU busy.
-        side = 64 if -(-M // 64) * -(-N // 64) * Z >= MULTIPROCESSORS // 2 else 32
         aligned = (a.offset // FLOAT) % 4 == a_row % 4 == a_z % 4 == 0  # a copy takes 16 bytes
-        kernel, grid = f"{'wide' if aligned else 'tile'}{side}", (-(-M // side), -(-N // side), Z)
+        kind = "wide" if aligned else "tile"
+
+        def busy(m: int, n: int) -> bool:
+            """Whether there are enough tiles of m × n to keep the GPU busy."""
+            return -(-M // m) * -(-N // n) * Z >= MULTIPROCESSORS // 2
+
+        if busy(64, 64):
+            kernel, m, n = f"{kind}64", 64, 64
+        elif aligned and WEIGHT[precision] and K >= 256:  # a piece of K for each of its warps
+            kernel, m, n, block = "split32x64", 32, 64, 256
+        elif aligned and not WEIGHT[precision] and busy(32, 64):
+            kernel, m, n = "wide32x64", 32, 64
+        else:
+            kernel, m, n = f"{kind}32", 32, 32
+        grid = -(-M // m), -(-N // n), Z
     fields = {"a": a, "w": w, "bias": bias, "c": c, "a_row": a_row, "a_z": a_z, "w_row": w_row,
               "w_z": w_z, "c_row": c_row, "c_z": c_z, "M": M, "N": N, "K": K}  # fmt: skip
     unit = matmul_unit(precision).name
-    return Launch(unit=unit, kernel=kernel, struct="Matmul", grid=grid, block=128, fields=fields)
+    return Launch(unit=unit, kernel=kernel, struct="Matmul", grid=grid, block=block, fields=fields)
 
 
 def by_boxes(

@@ -25,18 +25,18 @@ __device__ __forceinline__ void fetch(T* to, const T* from, int m0, int rows, lo
 #if WEIGHT == 0
 
 // 8 threads along M, 16 along N, each with every eighth row and every sixteenth column.
-template <int S> __device__ __forceinline__ void wide(const Matmul& o) {
-    constexpr int STAGES = 3, TM = S / 8, TN = S / 16;
-    __shared__ __align__(128) float as[STAGES][S * 32], ws[STAGES][S * 32];
-    const int m0 = blockIdx.x * S, n0 = blockIdx.y * S, row = threadIdx.x / 16, column = threadIdx.x % 16;
+template <int M, int N> __device__ __forceinline__ void wide(const Matmul& o) {
+    constexpr int STAGES = 3, TM = M / 8, TN = N / 16;
+    __shared__ __align__(128) float as[STAGES][M * 32], ws[STAGES][N * 32];
+    const int m0 = blockIdx.x * M, n0 = blockIdx.y * N, row = threadIdx.x / 16, column = threadIdx.x % 16;
     const int pieces = (o.K + 31) / 32;
     const float *const x = o.a + blockIdx.z * o.a_z, *const w = o.w + blockIdx.z * o.w_z;
     next_may_begin();
     float sum[TM][TN] = {};
     auto start = [&](int piece) {
         if (piece < pieces) {
-            fetch<S, 128>(as[piece % STAGES], x, m0, o.M, o.a_row, piece * 32, o.K);
-            fetch<S, 128>(ws[piece % STAGES], w, n0, o.N, o.w_row, piece * 32, o.w_row);
+            fetch<M, 128>(as[piece % STAGES], x, m0, o.M, o.a_row, piece * 32, o.K);
+            fetch<N, 128>(ws[piece % STAGES], w, n0, o.N, o.w_row, piece * 32, o.w_row);
         }
         copies_end();
     };
@@ -75,8 +75,9 @@ template <int S> __device__ __forceinline__ void wide(const Matmul& o) {
         }
 }
 
-extern "C" __global__ void __launch_bounds__(128) wide32(const Matmul o) { wide<32>(o); }
-extern "C" __global__ void __launch_bounds__(128) wide64(const Matmul o) { wide<64>(o); }
+extern "C" __global__ void __launch_bounds__(128) wide32(const Matmul o) { wide<32, 32>(o); }
+extern "C" __global__ void __launch_bounds__(128) wide32x64(const Matmul o) { wide<32, 64>(o); }
+extern "C" __global__ void __launch_bounds__(128) wide64(const Matmul o) { wide<64, 64>(o); }
 
 #else
 
@@ -105,6 +106,64 @@ extern "C" __global__ void __launch_bounds__(256) round_rows(const Round o) {
     half.z = narrowed(from[1].x) | (unsigned)narrowed(from[1].y) << 16;
     half.w = narrowed(from[1].z) | (unsigned)narrowed(from[1].w) << 16;
     *(uint4*)(o.y + i * 8) = half;
+}
+
+// A tile of 32 × 64 by 8 warps, each with every eighth piece of 32 of K, which it loads into registers itself: all of
+// it is on its way at once. Lane 4 · g + q has k = 8 · q … of a piece: a sum may take them in any order, if a and w agree.
+extern "C" __global__ void __launch_bounds__(256) split32x64(const Matmul o) {
+    __shared__ __align__(16) float parts[8][32][36];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    const int m0 = blockIdx.x * 32, n0 = blockIdx.y * 64;
+    const float* const x = o.a + blockIdx.z * o.a_z;
+    const Weight* const w = o.w + blockIdx.z * o.w_z;
+    next_may_begin();
+    float sum[2][8][4] = {};
+    #pragma unroll 2
+    for (int k0 = 0; k0 < o.w_row; k0 += 256) {
+        const int k = k0 + warp * 32 + q * 8;
+        float4 a[4][2];
+        uint4 b[8];
+        #pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const int n = n0 + j * 8 + g;
+            b[j] = n < o.N && k < o.w_row ? *(const uint4*)(w + (long long)n * o.w_row + k) : uint4{0, 0, 0, 0};
+        }
+        #pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int m = m0 + i / 2 * 8 + g, at = k + i % 2 * 4;
+            a[i / 2][i % 2] = m < o.M && at < o.K ? *(const float4*)(x + m * o.a_row + at) : float4{0.f, 0.f, 0.f, 0.f};
+        }
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float4 upper = a[i / 2 * 2][i % 2], lower = a[i / 2 * 2 + 1][i % 2];  // rows g and g + 8
+            unsigned fa[4];
+            fa[0] = narrowed(upper.x) | (unsigned)narrowed(upper.y) << 16;
+            fa[1] = narrowed(lower.x) | (unsigned)narrowed(lower.y) << 16;
+            fa[2] = narrowed(upper.z) | (unsigned)narrowed(upper.w) << 16;
+            fa[3] = narrowed(lower.z) | (unsigned)narrowed(lower.w) << 16;
+            #pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const unsigned fb[2] = {i % 2 ? b[j].z : b[j].x, i % 2 ? b[j].w : b[j].y};
+                multiply_add(sum[i / 2][j], fa, fb);
+            }
+        }
+    }
+    #pragma unroll
+    for (int half = 0; half < 2; half++) {  // of the columns
+        if (half) __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 32; i++)
+            parts[warp][i / 16 * 16 + i % 4 / 2 * 8 + g][i / 4 % 4 * 8 + q * 2 + i % 2] = sum[i / 16][half * 4 + i / 4 % 4][i % 4];
+        __syncthreads();
+        for (int i = threadIdx.x; i < 32 * 32; i += 256) {
+            const int m = m0 + i / 32, n = n0 + half * 32 + i % 32;
+            if (m >= o.M || n >= o.N) continue;
+            float total = o.bias ? o.bias[blockIdx.z * o.N + n] : 0.f;
+            #pragma unroll
+            for (int part = 0; part < 8; part++) total += parts[part][i / 32][i % 32];
+            o.c[blockIdx.z * o.c_z + m * o.c_row + n] = total;
+        }
+    }
 }
 
 // The fragment of a tile of 16 × 16 at (row, chunk · 8), for multiply_add.
