@@ -1,39 +1,19 @@
-"""The build: atomic versions, nothing rebuilt in vain, nothing kept that differs from the
-reference.
-"""
+"""The build: atomic versions, nothing rebuilt in vain, nothing kept that is stale."""
 
 import dataclasses
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT
+from small_variant import SPEC, files, run
 from test_flow import imports
 
 from looprnn import build, repository
 from looprnn.card import DECIDING, PACKAGE, Cards, maker
-from looprnn.engines.onnxruntime import OnnxRuntime, OnnxSession
-from looprnn.errors import EngineError, ParityError
-from looprnn.spec import Layer, Profile, Range, RNNSpec, WeightSource
-
-SPEC = RNNSpec(
-    name="small",
-    input_size=3,
-    layers=(Layer(cell="lstm", hidden_size=4),),
-    weights=WeightSource(seed=1),
-    profile=Profile(batch=Range(1, 2, 4), time=Range(1, 3, 8)),
-)
-
-
-def run(folder: Path, spec: RNNSpec = SPEC, names=("onnxruntime",), **options):
-    wanted, _ = build.buildable(names)
-    return build.build_variant(spec, wanted, folder, progress=lambda *_: None, **options)
-
-
-def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+from looprnn.engines.onnxruntime import OnnxRuntime
+from looprnn.spec import Layer, Profile, Range, WeightSource
 
 
 def test_a_first_build_makes_version_1_whole(tmp_path):
@@ -134,77 +114,6 @@ def test_a_truncated_engine_is_rebuilt(tmp_path):
     assert (run(tmp_path)[0].status, run(tmp_path)[0].version) == ("built", 2)
 
 
-class Interrupted(OnnxRuntime):
-    def build(self, spec, weights, path, **_):
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-
-def test_an_interrupted_build_leaves_nothing(tmp_path):
-    run(tmp_path)
-    before = files(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        build.build_variant(SPEC, [Interrupted()], tmp_path, progress=lambda *_: None, force=True)
-    assert files(tmp_path) == before
-
-
-class Refused(OnnxRuntime):
-    name = "tensorrt_rtx"
-    file = "model.rtx.plan"
-
-    def build(self, spec, weights, path, **_):
-        path.write_bytes(b"half")
-        raise EngineError("the builder said no")
-
-
-def test_a_failed_engine_leaves_the_others_and_no_file(tmp_path):
-    failed, built = build.build_variant(
-        SPEC, [Refused(), OnnxRuntime()], tmp_path, progress=lambda *_: None
-    )
-    assert (failed.status, failed.message, failed.version) == (
-        "failed",
-        "the builder said no",
-        None,
-    )
-    assert (built.status, built.version) == ("built", 1)
-    assert not (tmp_path / "small/1/model.rtx.plan").exists()
-
-
-def test_where_every_engine_fails_no_version_appears(tmp_path):
-    (failed,) = build.build_variant(SPEC, [Refused()], tmp_path, progress=lambda *_: None)
-    assert failed.status == "failed"
-    assert list(tmp_path.iterdir()) == []  # Triton would take an empty folder for a broken model
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        lambda a: a * np.float32(1.0001),
-        lambda a: np.full_like(a, np.nan),
-        np.zeros_like,
-        lambda a: a[:, ::-1],
-    ],
-    ids=["slightly_off", "nan", "zeros", "time_reversed"],
-)
-def test_an_engine_that_differs_from_the_reference_is_not_kept(tmp_path, monkeypatch, mistake):
-    right = OnnxSession.run
-
-    def wrong(self, inputs):
-        answer = right(self, inputs)
-        return {**answer, "output": mistake(answer["output"])}
-
-    monkeypatch.setattr(OnnxSession, "run", wrong)
-    (outcome,) = run(tmp_path)
-    assert outcome.status == "failed"
-    assert "differs from the reference by" in outcome.message
-    assert not (tmp_path / "small/1").exists()
-    with pytest.raises(ParityError, match=r"output \(B=\d+, T=\d+\)"):
-        path = tmp_path / "model.onnx"
-        weights = build.weights.load_weights(SPEC)
-        OnnxRuntime().build(SPEC, weights, path, progress=lambda *_: None, workspace=0)
-        build.prove(OnnxRuntime(), path, SPEC, weights, "fp32")
-
-
 def test_another_gpu_than_the_one_it_was_built_for_is_stale(tmp_path, monkeypatch):
     class ForA10(OnnxRuntime):
         def build(self, *arguments, **options):
@@ -269,42 +178,3 @@ def test_a_card_from_before_the_digest_is_served_and_rebuilt(tmp_path):
     path.write_text(json.dumps(content))
     assert Cards.read(path.parent).engines["onnxruntime"].looprnn == ""
     assert run(tmp_path)[0].version == 2
-
-
-class Wrong(OnnxRuntime):
-    """Builds, runs, and differs from the reference."""
-
-    name = "tensorrt_rtx"
-    file = "model.rtx.plan"
-
-    def session(self, path, spec, device=0):
-        session = super().session(path, spec, device)
-        right = session.run
-        session.run = lambda inputs: {n: a + 1 for n, a in right(inputs).items()}
-        return session
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["wrong_first", "wrong_last"])
-def test_where_one_engine_differs_no_other_of_its_weights_is_published(tmp_path, order):
-    pair = (Wrong(), OnnxRuntime())
-    outcomes = build.build_variant(
-        SPEC, [pair[k] for k in order], tmp_path, progress=lambda *_: None
-    )
-    assert {o.status for o in outcomes} == {"failed"}
-    assert {o.version for o in outcomes} == {o.card for o in outcomes} == {None}
-    said = {o.engine: o.message for o in outcomes}
-    assert "differs from the reference by" in said["tensorrt_rtx"]
-    assert "not kept: tensorrt_rtx, of the same weights, differs" in said["onnxruntime"]
-    assert files(tmp_path) == set()
-
-
-def test_a_forced_rebuild_that_fails_keeps_the_good_engine(tmp_path):
-    run(tmp_path, names=["onnxruntime", "tensorrt_rtx"])
-    good = Cards.read(tmp_path / "small/1").engines["tensorrt_rtx"]
-    failed, built = build.build_variant(
-        SPEC, [Refused(), OnnxRuntime()], tmp_path, progress=lambda *_: None, force=True
-    )
-    assert (failed.status, built.status, built.version) == ("failed", "built", 2)
-    second = Cards.read(tmp_path / "small/2")
-    assert second.engines["tensorrt_rtx"] == good
-    good.check_file(tmp_path / "small/2")

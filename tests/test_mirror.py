@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 from rich.console import Console
-from test_build import SPEC as PLAIN
-from test_build import files, run
+from small_variant import SPEC as PLAIN
+from small_variant import files, run
 
 from looprnn import inspect, mirror, refit, repository, verify, weights
 from looprnn.card import Cards

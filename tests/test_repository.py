@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, VARIANTS
 from google.protobuf import text_format
-from test_build import SPEC, Refused, run
+from small_variant import SPEC, Refused, run
 from tritonclient.grpc import model_config_pb2 as pb
 
 from looprnn import build, engines, repository
@@ -189,16 +189,16 @@ BUILDER = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-import test_build
-class Slow(test_build.OnnxRuntime):
+import small_variant
+class Slow(small_variant.OnnxRuntime):
     def build(self, *arguments, **options):
         print("building", flush=True)
         time.sleep({seconds})
         if {fails}:
-            raise test_build.EngineError("says the test")
+            raise small_variant.EngineError("says the test")
         return super().build(*arguments, **options)
-outcomes = test_build.build.build_variant(
-    test_build.SPEC, [Slow()], Path({folder!r}), progress=lambda *_: None)
+outcomes = small_variant.build.build_variant(
+    small_variant.SPEC, [Slow()], Path({folder!r}), progress=lambda *_: None)
 print(outcomes[0].status, outcomes[0].version)
 """
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from cases import CASES
 from rich.console import Console
-from test_build import run
+from small_variant import run
 from test_tensorrt_session import Double, HostCuda, session_on_the_host
 
 from looprnn import parity
