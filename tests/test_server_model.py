@@ -1,177 +1,38 @@
-"""The server model alone, against a double of Triton's pb_utils: batches are formed here as the
-test wants them.
+"""The server model alone, on a double of Triton: which requests share a run of the engine, and what
+each of them gets.
 """
 
 import dataclasses
-import importlib
-import json
 import sys
-from contextlib import ExitStack
-from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from conftest import VARIANTS
-
-from looprnn import parity
-from looprnn.build import build_variant, buildable
-from looprnn.engines.onnxruntime import OnnxSession
-from looprnn.weights import load_weights
-
-SPEC = VARIANTS["lstm"]
-WITHOUT_LENGTHS = dataclasses.replace(SPEC, lengths=False, streaming=False)
-
-
-# What imports Triton's pb_utils: each test imports it anew, with the double.
-ON_TRITON = ("looprnn.metrics", "looprnn.triton_model")
-
-
-class Tensor:
-    def __init__(self, name, array):
-        self._name, self._array = name, array
-
-    def name(self):
-        return self._name
-
-    def as_numpy(self):
-        return self._array
-
-
-class Request:
-    cancelled = False
-
-    def __init__(self, inputs, wanted=SPEC.output_names):
-        self.inputs_, self.wanted = inputs, wanted
-
-    def inputs(self):
-        return [Tensor(name, array) for name, array in self.inputs_.items()]
-
-    def requested_output_names(self):
-        return set(self.wanted)
-
-    def is_cancelled(self):
-        return self.cancelled
-
-
-class TritonError:
-    INVALID_ARG, INTERNAL, CANCELLED = "INVALID_ARG", "INTERNAL", "CANCELLED"
-
-    def __init__(self, message, code):
-        self.message, self.code = message, code
-
-
-class Response:
-    def __init__(self, tensors=(), error=None):
-        self.error = error
-        self.arrays = {t._name: t.as_numpy() for t in tensors}
-
-
-class MetricFamily:
-    """Triton's, as far as it goes: a counter only grows. values: a name and its labels but those
-    every metric has, to the value.
-    """
-
-    COUNTER, GAUGE = "counter", "gauge"
-    values: ClassVar[dict[tuple[str, ...], float]] = {}
-
-    def __init__(self, *, name, description, kind):
-        self.name, self.kind = name, kind
-
-    def Metric(self, labels):
-        own = [v for k, v in labels.items() if k not in ("model", "version", "instance")]
-        assert len(labels) - len(own) == 3
-        return Metric(self, (self.name, *own))
-
-
-class Metric:
-    def __init__(self, family, key):
-        self.family, self.key = family, key
-        family.values[key] = 0
-
-    def increment(self, value):
-        assert self.family.kind == MetricFamily.GAUGE or value > 0
-        self.family.values[self.key] += value
-
-    def set(self, value):
-        assert self.family.kind == MetricFamily.GAUGE
-        self.family.values[self.key] = value
-
-
-PB_UTILS = SimpleNamespace(
-    MetricFamily=MetricFamily,
-    Tensor=Tensor,
-    TritonError=TritonError,
-    TritonModelException=RuntimeError,
-    InferenceResponse=Response,
-    Logger=SimpleNamespace(log_info=lambda message: None),
+from triton_double import (
+    SPEC,
+    MetricFamily,
+    Request,
+    assert_right,
+    drawn,
+    on_the_wire,
+    serving,
 )
+
+from looprnn.engines.onnxruntime import OnnxSession
+
+WITHOUT_LENGTHS = dataclasses.replace(SPEC, lengths=False, streaming=False)
 
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """serve(spec) builds it for the CPU and loads it."""
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", PB_UTILS)
-    for name in ON_TRITON:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    module = importlib.import_module("looprnn.triton_model")
-    module.SHOWN_EVERY_S = 1000.0  # tests show metrics when they want to see them
-    MetricFamily.values.clear()
-    with ExitStack() as loaded:
-
-        def serve(spec):
-            build_variant(spec, buildable(["onnxruntime"])[0], tmp_path, progress=lambda *_: None)
-            model = module.TritonPythonModel()
-            model.initialize(arguments(tmp_path, spec))
-            loaded.callback(model.finalize)
-            return model
-
+    with serving(tmp_path, monkeypatch) as serve:
         yield serve
-    for name in ON_TRITON:
-        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.fixture
 def model(serve):
     return serve(SPEC)
-
-
-def arguments(repository, spec=SPEC, engine="auto"):
-    return {
-        "model_name": spec.name,
-        "model_version": "1",
-        "model_repository": str(repository / spec.name),
-        "model_instance_name": f"{spec.name}_0_0",
-        "model_instance_kind": "CPU",
-        "model_instance_device_id": "0",
-        "model_config": json.dumps({"parameters": {"engine": {"string_value": engine}}}),
-    }
-
-
-def drawn(rows, time, seed, spec=SPEC):
-    return parity.draw_inputs(spec, rows, time, seed)
-
-
-def assert_right(response, inputs, spec=SPEC):
-    assert response.error is None
-    full = {**spec.defaults(*inputs["input"].shape[:2]), **inputs}
-    found = parity.differences(spec, load_weights(spec), full, response.arrays)
-    assert all(parity.agrees(value) for value in found.values()), found
-
-
-def test_one_bad_request_spoils_its_own_answer_only(model):
-    good = [drawn(2, 4, seed=k) for k in range(3)]
-    nan = drawn(1, 4, seed=9)
-    nan["input"][0, 2, 3] = np.nan
-    wrong_state = {**drawn(1, 4, seed=8), "h_0": np.zeros((1, 2, 5), np.float32)}
-    answers = model.execute([Request(i) for i in (good[0], nan, good[1], wrong_state, good[2])])
-    for k, inputs in zip((0, 2, 4), good, strict=True):
-        assert_right(answers[k], inputs)
-    assert answers[1].error.message == (
-        "bad input: input holds nan at [0, 2, 3]; only finite numbers are served"
-    )
-    assert answers[3].error.message == "bad input: h_0 has the shape [1, 2, 5], wanted [1, 1, 5]"
-    assert {answers[k].error.code for k in (1, 3)} == {"INVALID_ARG"}
 
 
 @pytest.fixture
@@ -257,26 +118,6 @@ def test_only_what_is_asked_for_is_sent(model):
     assert set(answer.arrays) == {"c_n"}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"input": np.zeros((1, 4), np.float32)}, "[1, 4], wanted [B, T, 7]"),
-        ({"input": np.zeros((1, 4, 6), np.float32)}, "[1, 4, 6], wanted [1, 4, 7]"),
-        ({"input": np.zeros((0, 4, 7), np.float32)}, "no rows, B = 0"),
-        ({"input": np.zeros((1, 0, 7), np.float32)}, "T = 0 steps, this engine takes 1 to 64"),
-        ({"input": np.zeros((1, 65, 7), np.float32)}, "T = 65 steps"),
-        ({"input": np.zeros((1, 4, 7))}, "input is float64, wanted float32"),
-        ({"input": np.full((1, 4, 7), np.inf, np.float32)}, "holds inf at [0, 0, 0]"),
-        ({"c_0": np.zeros((2, 1, 5), np.float32)}, "c_0 has the shape [2, 1, 5], wanted [1, 1, 5]"),
-        ({"c_0": np.full((1, 1, 5), np.nan, np.float32)}, "c_0 holds nan"),
-    ],
-)
-def test_a_bad_input_is_answered_in_words(model, change, words):
-    (answer,) = model.execute([Request({**drawn(1, 4, 0), **change})])
-    assert answer.error.message.startswith("bad input: ")
-    assert words in answer.error.message
-
-
 def test_an_engine_that_fails_answers_every_request_of_its_run(serve, monkeypatch):
     spec = WITHOUT_LENGTHS
     model = serve(spec)
@@ -338,21 +179,6 @@ def test_metrics_tell_rows_padding_and_the_engine(serve):
         assert values["looprnn_engine_seconds_sum",] > 0
 
 
-@pytest.mark.parametrize(
-    ("engine", "words"),
-    [("tensorrt", "asks for the engine 'tensorrt'"), ("tensort", "asks for the engine 'tensort'")],
-)
-def test_a_named_engine_that_is_not_there_fails_the_load(model, tmp_path, engine, words):
-    with pytest.raises(RuntimeError, match=words) as caught:
-        type(model)().initialize(arguments(tmp_path, engine=engine))
-    assert str(caught.value).startswith("lstm: ")
-
-
-def on_the_wire(inputs):
-    """Triton's dims cannot be empty: one length a row is [B, 1]."""
-    return {n: a[:, np.newaxis] if n == "lengths" else a for n, a in inputs.items()}
-
-
 @pytest.mark.parametrize("name", ["padded_gru", "tokens"])
 def test_rows_of_many_lengths_with_and_without_saying_so_share_a_run(serve, name):
     spec = VARIANTS[name]
@@ -362,27 +188,3 @@ def test_rows_of_many_lengths_with_and_without_saying_so_share_a_run(serve, name
     answers = serve(spec).execute([Request(on_the_wire(r), names) for r in requests])
     for answer, inputs in zip(answers, requests, strict=True):
         assert_right(answer, inputs, spec)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "words"),
-    [
-        ("padded_gru", {"lengths": [[5], [2]]}, "lengths holds 5 at [0]; wanted 0 to 4"),
-        ("padded_gru", {"lengths": [[-1], [2]]}, "lengths holds -1 at [0]; wanted 0 to 4"),
-        ("padded_gru", {"lengths": [[1]]}, "lengths has the shape [1, 1], wanted [2]"),
-        (
-            "tokens",
-            {"input": [[0, 1, 2, 11], [0, 0, 0, 0]]},
-            "input holds 11 at [0, 3]; wanted 0 to 10",
-        ),
-        ("tokens", {"input": [[0, 1, -2, 3], [0, 0, 0, 0]]}, "input holds -2 at [0, 2]"),
-        ("tokens", {"input": [[[0], [1], [2], [3]]]}, "[1, 4, 1], wanted [B, T]"),
-    ],
-)
-def test_a_bad_whole_number_is_answered_in_words(serve, name, change, words):
-    spec = VARIANTS[name]
-    changed = {n: np.array(v, np.int32) for n, v in change.items()}
-    inputs = {**on_the_wire(drawn(2, 4, 0, spec)), **changed}
-    (answer,) = serve(spec).execute([Request(inputs, spec.output_names)])
-    assert answer.error.message.startswith("bad input: ")
-    assert words in answer.error.message

@@ -12,8 +12,8 @@ import pytest
 from conftest import VARIANTS
 from hypothesis import given
 from hypothesis import strategies as st
-from test_server_model import ON_TRITON as BASE
-from test_server_model import PB_UTILS, MetricFamily, Request, TritonError, arguments
+from triton_double import ON_TRITON as BASE
+from triton_double import PB_UTILS, MetricFamily, Request, TritonError, arguments
 
 from looprnn.build import build_variant, buildable
 from looprnn.errors import EngineError
