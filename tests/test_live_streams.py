@@ -1,111 +1,45 @@
-"""Streams on a real tritonserver: what Triton's sequence batcher and the slot table do together.
-
-Raw tritonclient, with ids, START and END in the test's own hands.
-"""
+"""Streams on a real tritonserver: what Triton's sequence batcher and the slot table do together."""
 
 import contextlib
-import dataclasses
 import itertools
-import queue
 import re
-import shutil
 import threading
-import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton_http
-from conftest import VARIANTS, cannot_run_here
+from stream_wire import (
+    ENGINES,
+    MODEL,
+    STATES,
+    TIMEOUT_S,
+    Wire,
+    able,
+    assert_agrees,
+    counted,
+    drawn,
+    said,
+    streams_only,
+    tensor,
+    whole,
+)
 from tritonclient.utils import InferenceServerException
 
-from looprnn import engines, parity, reference
-from looprnn.build import build_variant, buildable
-from looprnn.card import Cards
+from looprnn import parity
 from looprnn.server import Server
 from looprnn.spec import Stream
-from looprnn.weights import load_weights
 
 pytestmark = pytest.mark.live
-SPEC = VARIANTS["lstm_random"]
-MODEL = SPEC.models[1]
-TIMEOUT_S = 60
-STATES = ["h_n", "c_n"]
-# Small enough that a test can fill it; the test of 1000 streams has a server of its own.
+# Small enough that a test can fill it; the tests of many streams have servers of their own.
 SMALL = Stream(capacity=4, idle_s=1000)
 
 
-def counted(server):
-    """What /metrics says of streams."""
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=TIMEOUT_S) as answer:
-        text = answer.read().decode()
-    rows = re.findall(r"^looprnn_streams_(\w+)\{([^}]*)\} ([\d.]+)$", text, re.MULTILINE)
-    assert all(f'model="{MODEL}"' in labels for _, labels, _ in rows)
-    return {name: float(value) for name, _, value in rows}
-
-
-def tensor(triton, name, array):
-    kind = "INT32" if array.dtype == np.int32 else "FP32"
-    made = triton.InferInput(name, list(array.shape), kind)
-    made.set_data_from_numpy(array)
-    return made
-
-
-class Wire:
-    """chunk(stream, x, …) over one protocol; raises InferenceServerException."""
-
-    def __init__(self, protocol, server, model=MODEL):
-        self.triton = {"grpc": triton_grpc, "http": triton_http}[protocol]
-        self.model = model
-        self.client = self.triton.InferenceServerClient(getattr(server, protocol))
-
-    def close(self):
-        self.client.close()
-
-    def chunk(self, stream, x, *, start=False, end=False, outputs=SPEC.output_names, **more):
-        inputs = {"input": x, **more}
-        answer = self.client.infer(
-            self.model,
-            [tensor(self.triton, name, array) for name, array in inputs.items()],
-            sequence_id=stream,
-            sequence_start=start,
-            sequence_end=end,
-            outputs=[self.triton.InferRequestedOutput(name) for name in outputs],
-        )
-        return {name: answer.as_numpy(name) for name in outputs}
-
-    def export(self, stream, **flags):
-        lengths = np.zeros((1, 1), np.int32)
-        return self.chunk(stream, drawn(1), lengths=lengths, outputs=STATES, **flags)
-
-
-def drawn(time, seed=0):
-    """[1, T, I]"""
-    return parity.draw_inputs(SPEC, 1, time, seed)["input"]
-
-
-def whole(x, **states):
-    """What the reference answers to the whole sequence."""
-    inputs = {**SPEC.defaults(*x.shape[:2]), "input": x, **states}
-    return reference.run(SPEC, load_weights(SPEC), inputs)
-
-
-def assert_agrees(got, want):
-    assert parity.agrees(parity.difference(got, want))
-
-
-@pytest.fixture(
-    scope="module", params=["onnxruntime", pytest.param("fused", marks=pytest.mark.gpu)]
-)
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request):
     """One that keeps states in host memory, and one that keeps them on the GPU."""
-    reason = cannot_run_here(request.param)
-    if reason and request.config.getoption("--require") != request.param:
-        pytest.skip(reason)
-    return request.param
+    return able(request)
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +48,6 @@ def small(tmp_path_factory, engine) -> Iterator[Server]:
     folder = streams_only(tmp_path_factory.mktemp("small"), SMALL, engine)
     with Server(folder) as server:
         yield server
-
-
-def streams_only(folder: Path, stream: Stream, engine: str) -> Path:
-    """A repository of the stream model alone, with that engine."""
-    spec = dataclasses.replace(SPEC, stream=stream)
-    build_variant(spec, buildable([engine])[0], folder, progress=lambda *_: None)
-    shutil.rmtree(folder / SPEC.name)
-    return folder
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -186,12 +112,6 @@ def test_a_state_is_exported_unchanged_and_restored_under_another_id(wire, strea
     assert_agrees(got["output"], whole(x)["output"][:, 5:])
 
 
-def said(wire, *arguments, **options):
-    with pytest.raises(InferenceServerException) as caught:
-        wire.chunk(*arguments, **options)
-    return caught.value.message()
-
-
 def test_after_its_end_a_stream_is_unknown(wire, stream):
     """Triton itself refuses it, and says which stream and what to do."""
     wire.chunk(stream, drawn(3), start=True, end=True)
@@ -242,39 +162,6 @@ def test_a_bad_chunk_is_refused_in_words_and_the_stream_goes_on(wire, stream, ch
 
 def test_a_request_without_a_stream_is_refused_in_words(wire):
     assert "non-zero or non-empty correlation ID" in said(wire, 0, drawn(3))
-
-
-def test_chunks_that_do_not_wait_for_each_other_stay_in_order(tmp_path, engine):
-    """One gRPC stream carries every chunk of 20 streams at once: Triton lets one at a time through
-    of each.
-    """
-    folder = streams_only(tmp_path, Stream(capacity=20, idle_s=1000), engine)
-    streams, chunks, steps = 20, 6, 4
-    x = parity.draw_inputs(SPEC, streams, chunks * steps)["input"]
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-    with Server(folder) as server, contextlib.closing(Wire("grpc", server)) as wire:
-        wire.client.start_stream(lambda result, error: answers.put((result, error)))
-        for c in range(chunks):
-            for k in range(streams):
-                part = x[k : k + 1, c * steps : (c + 1) * steps]
-                wire.client.async_stream_infer(
-                    MODEL,
-                    [tensor(triton_grpc, "input", part)],
-                    request_id=f"{k} {c}",
-                    sequence_id=f"stream {k}",
-                    sequence_start=c == 0,
-                    sequence_end=c == chunks - 1,
-                )
-        got = {}
-        for _ in range(streams * chunks):
-            result, error = answers.get(timeout=TIMEOUT_S)
-            assert error is None, error
-            k, c = map(int, result.get_response().id.split())
-            got[k, c] = result.as_numpy("output")
-        wire.client.stop_stream()
-    want = whole(x)["output"]
-    for (k, c), output in got.items():
-        assert_agrees(output, want[k : k + 1, c * steps : (c + 1) * steps])
 
 
 def test_a_cancelled_chunk_leaves_the_state_of_before_it_or_after_it(small):
@@ -353,86 +240,3 @@ def wait_until(done):
             return
         waiting.wait(0.1)
     pytest.fail("it did not come to pass")
-
-
-STREAMS, LIVE, CLIENTS, STEPS = 1000, 200, 4, 24
-
-
-def processes(server: Server) -> list[int]:
-    """tritonserver and the process of its one model."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            if f"\nPPid:\t{server.process.pid}\n" in status.read_text():
-                found.append(int(status.parent.name))
-    assert len(found) == 1
-    return [server.process.pid, *found]
-
-
-def resident_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
-
-
-def follow(wire, name, x, rng):
-    """One stream from START to END in chunks of random lengths: its outputs and last states."""
-    cuts = np.unique([0, x.shape[1], *rng.integers(1, x.shape[1], rng.integers(1, 6))]).tolist()
-    got = [
-        wire.chunk(name, x[:, first:last], start=first == 0, end=last == cuts[-1])
-        for first, last in itertools.pairwise(cuts)
-    ]
-    return {**got[-1], "output": np.concatenate([g["output"] for g in got], axis=1)}
-
-
-def test_a_thousand_streams_two_hundred_at_a_time(tmp_path, engine):
-    """From several clients, interleaved as it comes: every step of every stream is right, no START
-    is refused though the table has room for 200 only, and memory stays what it was.
-    """
-    folder = streams_only(tmp_path, Stream(capacity=LIVE, idle_s=1000), engine)
-    x = np.random.default_rng(3).standard_normal((STREAMS, STEPS, SPEC.input_size), np.float32)
-    version = folder / MODEL / "1"
-    card = Cards.read(version).engines[engine]
-    with engines.get(engine).session(version / card.file, SPEC) as session:
-        parts = [
-            session.run({**SPEC.defaults(len(rows), STEPS), "input": rows})
-            for rows in np.split(x, STREAMS // 20)
-        ]
-    every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    for k in range(0, STREAMS, 100):  # the engine on whole sequences, held to the reference
-        assert_agrees(every["h_n"][k : k + 1], whole(x[k : k + 1])["h_n"])
-
-    todo = iter(range(STREAMS))
-    lock = threading.Lock()
-
-    def work(worker):
-        """One stream after the other, until none is left to begin."""
-        rng = np.random.default_rng(worker)
-        answers = {}
-        while True:
-            with lock:
-                k = next(todo, None)
-                if k is None:
-                    return answers
-                if k % 50 == 0:
-                    memory.append([resident_mib(pid) for pid in pids])
-            name = k + 1 if k % 2 else f"s{k}"
-            answers[k] = follow(wires[worker % CLIENTS], name, x[k : k + 1], rng)
-
-    memory: list[list[float]] = []
-    answers = {}
-    with Server(folder) as server, contextlib.ExitStack() as clients:
-        pids = processes(server)
-        wires = [
-            clients.enter_context(contextlib.closing(Wire("grpc", server))) for _ in range(CLIENTS)
-        ]
-        with ThreadPoolExecutor(LIVE) as pool:
-            for found in pool.map(work, range(LIVE)):
-                answers |= found
-        memory.append([resident_mib(pid) for pid in pids])
-    assert sorted(answers) == list(range(STREAMS))
-    for k, got in answers.items():
-        for name in SPEC.output_names:
-            assert_agrees(got[name][0], every[name][k])
-    # Over the later half, whose arrays are 18 MiB altogether.
-    settled = np.array(memory)[len(memory) // 2 :]
-    assert (settled[-1] - settled[0] < 8).all(), memory
