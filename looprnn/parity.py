@@ -11,7 +11,7 @@ from looprnn.errors import ParityError
 from looprnn.spec import RNNSpec
 from looprnn.weights import Weights
 
-# Measured on trained weights (tests/test_real_weights.py): g2p-en's GRUs of 256 on 35 words, and
+# Measured on trained weights (tests/test_real_weights_*.py): g2p-en's GRUs of 256 on 35 words, and
 # silero-vad's LSTM of 128 on a minute of sound, 1875 steps. The smallest wiring bug: 0.07.
 TOLERANCE: Final = {
     "fp32": 1e-5,  # 6.0e-6; an LSTM of 256 with random weights 4e-7
