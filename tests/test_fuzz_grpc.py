@@ -9,19 +9,7 @@ from conftest import VARIANTS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
-from wire_draws import (
-    ANSWER_S,
-    DIMS,
-    FLAG,
-    FUZZ,
-    IDS,
-    MODELS,
-    X,
-    going_on,
-    near,
-    tensors,
-    truth,
-)
+from wire_draws import ANSWER_S, DIMS, FLAG, FUZZ, IDS, MODELS, X, going_on, near, tensors, truth
 
 from looprnn import parity
 

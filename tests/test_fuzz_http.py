@@ -9,16 +9,7 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_draws import (
-    ANSWER_S,
-    FLAG,
-    FUZZ,
-    IDS,
-    MODELS,
-    going_on,
-    near,
-    tensors,
-)
+from wire_draws import ANSWER_S, FLAG, FUZZ, IDS, MODELS, going_on, near, tensors
 
 pytestmark = pytest.mark.live
 

@@ -8,15 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import VARIANTS
-from triton_double import (
-    SPEC,
-    MetricFamily,
-    Request,
-    assert_right,
-    drawn,
-    on_the_wire,
-    serving,
-)
+from triton_double import SPEC, MetricFamily, Request, assert_right, drawn, on_the_wire, serving
 
 from looprnn.engines.onnxruntime import OnnxSession
 
