@@ -12,7 +12,7 @@ import numpy as np
 
 from looprnn.engines import fused_plan, fused_source
 from looprnn.engines.fused_pack import pack_weights
-from looprnn.engines.fused_program import At, Launch, Loop, Zero
+from looprnn.engines.fused_program import At, Launch, Loop
 from looprnn.engines.fused_slots import between_slots, copied_in, widths
 from looprnn.errors import EngineError
 
@@ -97,7 +97,7 @@ def compute(spec, weights, inputs, begin, kept):
         buffers[buffer] = np.array(inputs[name], order="C")
     for name, size in program.scratch.items():
         buffers[name] = np.full(size, 0xFF, np.uint8)
-    buffers["failed"] = np.full(1, -1, np.int32)
+    buffers["failed"] = np.zeros(1, np.int32)
     addresses = {name: array.ctypes.data for name, array in buffers.items()}
 
     def launch(op: Launch, step: int) -> None:
@@ -108,9 +108,7 @@ def compute(spec, weights, inputs, begin, kept):
         call(ctypes.byref(argument), (ctypes.c_uint * 3)(*op.grid), ctypes.c_uint(op.block))
 
     for op in program.operations:
-        if isinstance(op, Zero):
-            buffers[op.buffer].view(np.uint8)[: op.size] = 0
-        elif isinstance(op, Loop):
+        if isinstance(op, Loop):
             for step in range(op.steps):
                 for part in op.body:
                     launch(part, step)

@@ -42,6 +42,7 @@ from looprnn.engines.fused_persistent_plan import (
     PersistentPlan,
     cluster_plan,
     grid_plan,
+    six_of_eight,
     words_to_quads,
 )
 
@@ -114,9 +115,24 @@ def pack(plan: PersistentPlan, r: NDArray[np.float32]) -> NDArray[Any]:
         return np.ascontiguousarray(spans.transpose(0, 2, 4, 1, 3, 5, 6))
     if cell == "rnn":  # slot s: every fourth tile of 16 columns, from the s-th on
         whole = whole[:, 0].reshape(d, 4 * quads, -1, 4, 16).transpose(0, 3, 1, 2, 4)
+    elif plan.source == "cluster.cu" and six_of_eight(cell, made["NB"]):
+        whole = _six_of_eight(whole)
     # slot = (high, low); column in a tile of 16 = (q, half, of 2): see the A fragment of m16n8k16
     tiles = whole.reshape(d, 2, 2, quads, 4, -1, 4, 2, 2)  # D high low quad unit tile q half of 2
     return halves(tiles.transpose(0, 3, 5, 2, 4, 6, 7, 1, 8), dtype)
+
+
+def _six_of_eight(whole: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[D, slot, unit, column]: of 8 tiles of a GRU's columns the last two go to its empty slot,
+    first r, z, n of the one, then of the other.
+    """
+    tiles = whole.reshape(*whole.shape[:3], -1, 16)
+    kept = [k for k in range(tiles.shape[3]) if k % 8 < 6]
+    for k in kept:
+        gate, other = k % 8 % 3, k // 8 * 8 + 6 + k % 8 // 3
+        if other < tiles.shape[3]:
+            tiles[:, 3, :, k] = tiles[:, gate, :, other]
+    return tiles[:, :, :, kept].reshape(*whole.shape[:3], -1)
 
 
 def halves(array: NDArray[np.float32], dtype: Dtype) -> NDArray[np.uint16]:

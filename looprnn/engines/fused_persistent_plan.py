@@ -94,20 +94,22 @@ def cluster_plan(
     ):
         return None
     quads, gates = warps * cluster, GATES[layer.cell]
-    words = r_words(layer.cell, layer.dtype, layer.hidden, quads)
+    words = r_words(layer.cell, layer.dtype, layer.hidden, quads, rows)
     if courier and (warps not in WITH_COURIER or layer.hidden % 4):
         return None
     # ptxas counts warps in fours; `busy` is what else a worker's registers hold.
     registers = min(255, 65536 // (128 * -(-warps // 4)) // 8 * 8)
     if courier:
         registers = WITH_COURIER[warps]
-    busy = (64 + 32 * rows if fp32 else 76) + 14 * (groups - 1)
+    busy = (64 + 32 * rows if fp32 else 80) + 14 * (groups - 1)
     in_registers = min(words, (registers - busy) // 4)
     if in_registers < 1:
         return None
     quad_bytes = rows * (16 if fp32 else 8)
     buffers = groups * (3 if layer.cell == "gru" and layer.reset == "before" else 2)
     columns = words_to_quads(layer.cell, layer.dtype, layer.hidden, quads)
+    if alone(layer.cell, layer.dtype, rows):
+        columns = -(-columns // 32) * 32
     h_bytes = buffers * quad_bytes * max(whole * cluster, columns)
     x_row, y_row = (4 * warps * gates + 4, 4 * warps + 4) if courier else (4, 4)
     carried = 4 * AHEAD * (groups if courier else 1) * rows * (x_row + y_row)
@@ -213,23 +215,38 @@ def step_us(
         bytes_of_h = 4 * layer.hidden * rows
     else:
         tiles = 4 * words if layer.cell == "rnn" and rows > 2 else words
-        cycles = each * tiles * 8 + 4 * warps * shared + warps * tiles * (1 if rows <= 4 else 2) / 2
+        loads = 0 if alone(layer.cell, layer.dtype, rows) else 0.5 if rows <= 4 else 1
+        cycles = each * tiles * 8 + 4 * warps * shared + warps * tiles * loads
         bytes_of_h = 2 * layer.hidden * rows
     products = 2 if layer.cell == "gru" and layer.reset == "before" else 1
-    travel = 0.28 + 0.03 * min(cluster, 16).bit_length() + bytes_of_h * groups / 1024 * 0.04
+    sent = 0.24 if groups == 1 else 0.28  # by the workers themselves, or by couriers
+    travel = sent + 0.03 * min(cluster, 16).bit_length() + bytes_of_h * groups / 1024 * 0.04
     cell = 0.0 if layer.cell == "rnn" else 0.04
     return products * (travel + cell + groups * (cycles / CYCLES_PER_US + 0.04 * (groups > 1)))
 
 
-def r_words(cell: Cell, dtype: Dtype, hidden: int, quads: int) -> int:
-    """16-byte words of R in each lane."""
+def alone(cell: Cell, dtype: Dtype, rows: int) -> bool:
+    """Whether cluster.cu reads h 8 tiles at a time: see tile_mma.cuh."""
+    return rows == 1 and cell != "rnn" and dtype != "fp32"
+
+
+def six_of_eight(cell: Cell, rows: int) -> bool:
+    """Whether, in half precision, 8 tiles of h then take 6 products."""
+    return rows == 1 and cell == "gru"
+
+
+def r_words(cell: Cell, dtype: Dtype, hidden: int, quads: int, rows: int) -> int:
+    """16-byte words of R in each lane of cluster.cu."""
     if dtype == "fp32":
         return -(-hidden // 128) * 4 * GATES[cell]
-    return -(-quads // 16) if cell == "rnn" else -(-hidden // 16)
+    tiles = words_to_quads(cell, dtype, hidden, quads) // 4
+    if cell == "rnn":
+        return tiles // 4
+    return tiles // 8 * 6 + min(tiles % 8, 6) if six_of_eight(cell, rows) else tiles
 
 
 def words_to_quads(cell: Cell, dtype: Dtype, hidden: int, quads: int) -> int:
     """Groups of 4 units that R's columns span."""
     if dtype == "fp32":
         return -(-hidden // 128) * 32
-    return r_words(cell, dtype, hidden, quads) * (16 if cell == "rnn" else 4)
+    return -(-quads // 16) * 16 if cell == "rnn" else -(-hidden // 16) * 4

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from looprnn.engines import fused_persistent
 from looprnn.engines.fused_pack import padded
 from looprnn.engines.fused_persistent import H100, Chip, PersistentPlan
-from looprnn.engines.fused_program import At, Launch, Program, Zero
+from looprnn.engines.fused_program import At, Launch, Program
 from looprnn.engines.fused_source import (
     Unit,
     around_unit,
@@ -135,9 +135,9 @@ def program(
     """Everything that happens to B rows of T steps, between the copies in and out.
 
     Buffers: the packed weights by their names, the spec's inputs and outputs, `failed` [1] int32,
-    and scratch. h_n and c_n hold the initial states before, and the last ones after.
+    0 before, and scratch. h_n and c_n hold the initial states before, and the last ones after.
     """
-    made = Program(hopper, operations=[Zero("failed", FLOAT)])
+    made = Program(hopper)
     rows, lengths = batch * time, At("lengths") if spec.lengths else None
     x, inputs = At("input"), spec.input_size
     if spec.vocabulary:

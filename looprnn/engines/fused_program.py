@@ -125,14 +125,6 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class Zero:
-    """The first bytes of a buffer become 0."""
-
-    buffer: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Loop:
     """The launches of one step, again for each step: the field s, where one has it, counts."""
 
@@ -140,7 +132,7 @@ class Loop:
     steps: int
 
 
-Operation = Launch | Loop | Zero
+Operation = Launch | Loop
 
 
 @dataclass(slots=True)

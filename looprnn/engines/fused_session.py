@@ -20,7 +20,7 @@ from looprnn.engines.fused_boxes import tensor_map
 from looprnn.engines.fused_file import CAPABILITY, FusedFile
 from looprnn.engines.fused_persistent import ERRORS
 from looprnn.engines.fused_plan import Way
-from looprnn.engines.fused_program import STRUCTS, Launch, Loop, Program, Zero
+from looprnn.engines.fused_program import STRUCTS, Launch, Loop, Program
 from looprnn.engines.fused_slots import Begin, between_slots, copied_in
 from looprnn.engines.fused_source import persistent_unit
 from looprnn.engines.fused_states import DeviceStates
@@ -35,6 +35,7 @@ log = logging.getLogger("looprnn.fused")
 GRAPHS: Final = 256
 LAUNCHES: Final = 100_000
 UPLOAD: Final = 4 << 20  # bytes
+FLAG: Final = 4  # bytes
 UNKNOWN_ID: Final = 256  # what embed sets for an id outside the vocabulary
 
 
@@ -46,7 +47,6 @@ class Ready:
     launches: int
     into: dict[str, NDArray[Any]]
     out: dict[str, NDArray[np.float32]]
-    flag: NDArray[np.int32]
     kept: ExitStack
 
 
@@ -67,6 +67,7 @@ class FusedSession:
             self._upload(file.arrays, opening)
             self.weights = frozenset(file.arrays)
             self.addresses = {name: buffer.address for name, buffer in self.gpu.items()}
+            self.addresses["failed"] = self._flag.address
             self._every_output = frozenset(self.spec.output_names)
             self._graphs: OrderedDict[Any, Ready] = OrderedDict()
             opening.callback(self.forget_graphs)
@@ -97,9 +98,10 @@ class FusedSession:
             np.copyto(view, inputs[name])
         # Made before the launch: a run that changes slots must not fail after it.
         outputs = {name: np.empty_like(view) for name, view in ready.out.items()}
+        self._failed[0] = 0
         ready.graph.launch()
         self.stream.synchronize()
-        self._check(int(ready.flag[0]))
+        self._check(int(self._failed[0]))
         for name, view in ready.out.items():
             np.copyto(outputs[name], view)
         return outputs
@@ -151,6 +153,9 @@ class FusedSession:
             for name, size in program.scratch.items():
                 sizes[name] = max(size, sizes.get(name, 0))
         self.host = opening.enter_context(cuda.PinnedBuffer(sizes["tensors"]))
+        # Kernels write it over the bus when they fail, so that no run has to clear it or copy it.
+        self._flag = opening.enter_context(cuda.PinnedBuffer(FLAG))
+        self._failed = self._flag.view((1,), np.int32)
         for name, size in sizes.items():
             self.gpu[name] = opening.enter_context(cuda.DeviceBuffer(size))
             cuda.fill(self.gpu[name], 0, size, self.stream)
@@ -216,7 +221,7 @@ class FusedSession:
                 cuda.copy_in(cuda.Part(there + at), cuda.Part(here + at), size, self.stream)
             of_tensors = {name: there + place.offset for name, place in where.items()}
             self._queue(program, self.addresses | of_tensors)
-            for at, size in stretches(where, {"failed", *(wanted if copies else ())}):
+            for at, size in stretches(where, wanted if copies else ()):
                 cuda.copy_out(cuda.Part(here + at), cuda.Part(there + at), size, self.stream)
 
         self._forget(GRAPHS - 1, LAUNCHES - program.length)
@@ -226,7 +231,6 @@ class FusedSession:
             program.length,
             {name: views[buffer] for name, buffer in into.items()},
             {name: views[name] for name in wanted},
-            views["failed"],
             kept,
         )
         return self._graphs[key]
@@ -246,9 +250,7 @@ class FusedSession:
 
     def _queue(self, program: Program, addresses: Mapping[str, int]) -> None:
         for operation in program.operations:
-            if isinstance(operation, Zero):
-                cuda.fill(cuda.Part(addresses[operation.buffer]), 0, operation.size, self.stream)
-            elif isinstance(operation, Loop):
+            if isinstance(operation, Loop):
                 self._queue_loop(operation, addresses)
             else:
                 self._queue_launch(operation, operation.argument(addresses, tensor_map))

@@ -48,8 +48,7 @@ def between_slots(program: Program, spec: RNNSpec, batch: int, begin: Begin) -> 
                grid=(batch, -(-sum(sizes.values()) // 128), 1))
         for kernel in ("gather", "scatter")
     )  # fmt: skip
-    blank, *layers = program.operations  # the flag that scatter looks at is cleared first
-    program.operations = [blank, gather, *layers, scatter]
+    program.operations = [gather, *program.operations, scatter]
     return program
 
 

@@ -28,19 +28,19 @@ class Place:
 
 
 def places(spec: RNNSpec, batch: int, time: int) -> dict[str, Place]:
-    """Every tensor in its order, the flag `failed` and the numbers of slots among them.
+    """Every tensor in its order, the numbers of slots among them.
 
     Initial states come first for those who read them beside slots; else they lie where the last
     ones will, between what goes in and what comes out.
     """
-    shapes = {**spec.shapes(batch, time), "slots": (2, batch), "failed": (1,)}
+    shapes = {**spec.shapes(batch, time), "slots": (2, batch)}
     first, last = ([f"{s}_{when}" for s in spec.states] for when in "0n")
     into = [name for name in spec.input_names if name not in first]
     out = [name for name in reversed(spec.output_names) if name not in last]
     found, offset = {}, 0
-    for name in (*first, "slots", *into, *last, *out, "failed"):
-        whole = name in ("slots", "failed")
-        found[name] = Place(offset, shapes[name], np.int32 if whole else spec.dtype(name))
+    for name in (*first, "slots", *into, *last, *out):
+        dtype = np.int32 if name == "slots" else spec.dtype(name)
+        found[name] = Place(offset, shapes[name], dtype)
         offset += -(-found[name].nbytes // ALIGNMENT) * ALIGNMENT
     return found
 

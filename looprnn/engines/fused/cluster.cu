@@ -81,24 +81,27 @@ struct Layer {
 };
 
 // This block's part of h, from its place here to the same place in `COUNT` blocks, from the `first`-th
-// after this one on; by one thread. A block copies nothing to itself: its own warps wrote it there.
+// after this one on; by one thread of a courier, or by a whole warp of workers. A block copies nothing
+// to itself: its own warps wrote it there.
 template <int COUNT> __device__ __forceinline__ void send_part(const Layer& l, int g, int buffer, int first) {
     const u32 part = shared_address(l.s.h[g][buffer]) + l.rank * PART;
     const u32 barrier = l.h_came + (g * BUFFERS + buffer) * 8;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-        if ((C - 1) % COUNT && first + i >= C - 1) return;
+        const bool wanted = (C - 1) % COUNT == 0 || first + i < C - 1;
         const u32 to = (l.rank + 1 + first + i) % C;
-        copy_to_block(in_block(part, to), in_block(barrier, to), part, PART);
+        if (!COURIER) warp_copy_to_block(in_block(part, to), in_block(barrier, to), part, PART, wanted);
+        else if (wanted) copy_to_block(in_block(part, to), in_block(barrier, to), part, PART);
     }
 }
 
 // A group's part of h is in its place, and x is read: all workers call this, and the couriers wait for
-// it. Without couriers it makes the part visible to the block; else a courier's arrival does.
+// it. Without couriers it makes the part visible to the block, else a courier's arrival does; those
+// who send it have yet to call async_view().
 __device__ __forceinline__ void hand_over(int g) {
-    async_view();
-    if (COURIER) asm volatile("barrier.cta.arrive %0, %1;" ::"r"(1 + g), "n"(THREADS) : "memory");
-    else __syncthreads();
+    if (!COURIER) return __syncthreads();
+    async_view();  // x and y are the copy engine's, too
+    asm volatile("barrier.cta.arrive %0, %1;" ::"r"(1 + g), "n"(THREADS) : "memory");
 }
 
 #include "cluster_courier.cuh"

@@ -49,11 +49,13 @@ __device__ __forceinline__ void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// What the copy engine brought is visible to who sees the phase complete. Nothing else is waited for
+// here: an acquire of the whole cluster would empty the L1 cache at each step.
 __device__ __forceinline__ bool barrier_try(u32 barrier, u32 parity) {
     u32 done;
     asm volatile(
         "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
     return done;
@@ -64,7 +66,8 @@ __device__ __noinline__ bool barrier_wait_longer(u32 barrier, u32 parity, u64 ti
     const u64 start = nanoseconds();
     while (true) {
         if (__all_sync(~0u, barrier_try(barrier, parity))) return true;
-        const bool late = nanoseconds() - start > timeout || *(volatile u32*)error != 0;
+        const u64 waited = nanoseconds() - start;  // `error` may lie in the host's memory: far away
+        const bool late = waited > timeout || (waited > 20000 && *(volatile u32*)error != 0);
         if (__any_sync(~0u, late)) break;
     }
     *(volatile u32*)error = 1;
@@ -78,10 +81,17 @@ __device__ __forceinline__ bool barrier_wait(u32 barrier, u32 parity, u64 timeou
 
 // The copy engine: shared memory to another block's, global memory to shared, and back. Addresses
 // and bytes are multiples of 16; what was written before needs async_view() and a barrier.
+#define COPY_TO_BLOCK "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
 __device__ __forceinline__ void copy_to_block(u32 to, u32 barrier, u32 from, u32 bytes) {
+    asm volatile(COPY_TO_BLOCK ::"r"(to), "r"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// By a whole warp, once: of an elected lane the compiler knows that it is one, and makes no loop over lanes.
+__device__ __forceinline__ void warp_copy_to_block(u32 to, u32 barrier, u32 from, u32 bytes, bool wanted) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-        ::"r"(to), "r"(from), "r"(bytes), "r"(barrier) : "memory");
+        "{\n.reg .pred p, q;\nsetp.ne.u32 q, %4, 0;\nelect.sync _|p, 0xffffffff;\nand.pred p, p, q;\n"
+        "@p " COPY_TO_BLOCK "\n}"
+        ::"r"(to), "r"(from), "r"(bytes), "r"(barrier), "r"((u32)wanted) : "memory");
 }
 
 __device__ __forceinline__ void copy_in(u32 to, u32 barrier, const void* from, u32 bytes) {
