@@ -1,5 +1,6 @@
 """What the fused engine builds: units compiled for GPUs, its file, its weights and its plans."""
 
+import dataclasses
 import json
 import os
 import re
@@ -39,8 +40,16 @@ def units_of(specs):
     return found
 
 
+def large(hidden, batch):
+    """A layer whose plans, for 1 row to so many, take the whole GPU."""
+    spec = case("large", layer("lstm", hidden), B=1, T=1, I=8).spec
+    profile = Profile(batch=Range(1, 1, batch), time=Range(1, 1, 1))
+    return dataclasses.replace(spec, precision="fp16", profile=profile)
+
+
 def all_units():
-    found = units_of((*VARIANTS.values(), *(c.spec for c in CASES)))
+    specs = (*VARIANTS.values(), *(c.spec for c in CASES), large(1024, 100), large(768, 128))
+    found = units_of(specs)
     for precision in ("fp16", "bf16"):
         for unit in (fused_source.matmul_unit(precision), fused_source.project_unit(precision)):
             found[unit.name] = unit

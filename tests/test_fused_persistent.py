@@ -58,3 +58,20 @@ def test_r_lies_where_the_lanes_read_it_for_one_row(cell, hidden):
     found = np.concatenate([one_row(cell, quad, h) for quad in packed], axis=1)
     assert np.array_equal(found[:, :hidden], (r[0] @ h).reshape(gates, hidden))
     assert not found[:, hidden:].any()
+
+
+@pytest.mark.parametrize("hidden", [700, 1024])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_r_lies_where_the_matrix_instruction_of_four_warps_reads_it(cell, hidden):
+    gates, random = GATES[cell], np.random.default_rng(hidden)
+    found = fused_persistent.candidates(cell=cell, dtype="fp16", batch=32, hidden=hidden)
+    plan = next(p for p in found if p.source == "multicast.cu")
+    r = random.integers(-3, 4, (1, gates * hidden, hidden)).astype(np.float32)
+    h = random.integers(-3, 4, hidden).astype(np.float32)
+    packed = pack(plan, r).view(np.float16).reshape(-1, -(-hidden // 16), 32, 8)
+    tiles = np.zeros((packed.shape[1], 16))
+    tiles.reshape(-1)[:hidden] = h
+    sums = [sum(fragment(w) @ b for w, b in zip(q, tiles, strict=True)) for q in packed]
+    of_units = np.concatenate([s.reshape(4, 4)[:gates] for s in sums], axis=1)
+    assert np.array_equal(of_units[:, :hidden], (r[0] @ h).reshape(gates, hidden))
+    assert not of_units[:, hidden:].any()

@@ -32,6 +32,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from looprnn.engines.fused_multicast_plan import STEP_US, UNITS, multicast_plan, team_blocks
 from looprnn.engines.fused_persistent_plan import (
     GATES,
     H100,
@@ -88,6 +89,9 @@ def candidates(
     for units in (8, 16):
         for rows in (1, 2, 4, 8, 16, 32, 64):
             found.append(grid_plan(layer, batch, units, rows, chip))
+    for rows in STEP_US:
+        for groups in (1, 2, 4):
+            found.append(multicast_plan(layer, batch, rows, groups, chip))
     return sorted((plan for plan in found if plan), key=lambda plan: plan.us_per_step)
 
 
@@ -101,6 +105,8 @@ def pack(plan: PersistentPlan, r: NDArray[np.float32]) -> NDArray[Any]:
     hidden = made["H"]
     if plan.source == "grid.cu":
         quads = -(-hidden // made["UNITS"]) * made["UNITS"] // 4
+    elif plan.source == "multicast.cu":
+        quads = team_blocks(hidden) * UNITS // 4
     else:
         quads = made["C"] * made["WARPS"]
     cell: Cell = ("rnn", "lstm", "gru")[made["CELL"]]
@@ -118,6 +124,9 @@ def pack(plan: PersistentPlan, r: NDArray[np.float32]) -> NDArray[Any]:
     elif plan.source == "cluster.cu" and six_of_eight(cell, made["NB"]):
         whole = _six_of_eight(whole)
     # slot = (high, low); column in a tile of 16 = (q, half, of 2): see the A fragment of m16n8k16
+    if plan.source == "multicast.cu":  # h lies there as it is counted: (half, q, of 2)
+        tiles = whole.reshape(d, 2, 2, quads, 4, -1, 2, 4, 2)  # D high low quad unit tile half q of
+        return halves(tiles.transpose(0, 3, 5, 2, 4, 7, 6, 1, 8), dtype)
     tiles = whole.reshape(d, 2, 2, quads, 4, -1, 4, 2, 2)  # D high low quad unit tile q half of 2
     return halves(tiles.transpose(0, 3, 5, 2, 4, 6, 7, 1, 8), dtype)
 

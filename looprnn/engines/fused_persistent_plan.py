@@ -101,7 +101,7 @@ def cluster_plan(
     registers = min(255, 65536 // (128 * -(-warps // 4)) // 8 * 8)
     if courier:
         registers = WITH_COURIER[warps]
-    busy = (64 + 32 * rows if fp32 else 80) + 14 * (groups - 1)
+    busy = (64 + 32 * rows if fp32 else 100 if rows == 1 else 80) + 14 * (groups - 1)
     in_registers = min(words, (registers - busy) // 4)
     if in_registers < 1:
         return None

@@ -200,7 +200,8 @@ def _persistent(
     made.operations.append(
         Launch(unit=persistent_unit(plan).name, kernel=plan.kernel, struct="Persistent",
                grid=(plan.grid, 1, 1), block=plan.block, fields=fields, shared=plan.shared_bytes,
-               cluster=plan.cluster, cooperative=plan.cooperative, early=plan.cluster > 1)
+               cluster=plan.cluster, cooperative=plan.cooperative,
+               early=plan.cluster > 1 and not plan.cooperative)
     )  # fmt: skip
 
 

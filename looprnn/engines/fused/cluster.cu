@@ -18,12 +18,6 @@
 // A warp owns whole units, so a cell's sums end in one warp; c and h stay in registers in fp32. Two h
 // buffers and two barriers a group are enough: a block sends h(t+1) once all of h(t) is here, and
 // every block sent its part of h(t) after its warps had read h(t-1), whose buffer h(t+1) takes.
-#ifndef APPROX
-#define APPROX 0
-#endif
-#ifndef LOSE_BLOCK
-#define LOSE_BLOCK ~0u
-#endif
 #include "persistent.cuh"
 
 constexpr int GATES = CELL == RNN ? 1 : CELL == LSTM ? 4 : 3;

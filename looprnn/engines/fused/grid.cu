@@ -13,13 +13,8 @@
 // first unit is its tag, which alternates from use to use of its buffer, so a reader needs no flag and
 // a writer no fence. That unit is rounded to a number with that bit: one unit in 8 has one bit less.
 // Two buffers are enough for the reason that cluster.cu gives.
-#ifndef APPROX
-#define APPROX 0
-#endif
-#ifndef LOSE_BLOCK
-#define LOSE_BLOCK ~0u
-#endif
 #include "persistent.cuh"
+#include "words.cuh"
 
 constexpr int GATES = CELL == LSTM ? 4 : 3, D = DIRECTIONS == 3 ? 2 : 1;
 constexpr int TEAM = (H + UNITS - 1) / UNITS, MT = UNITS / 4, KS = 8 / MT, THREADS = 256;
@@ -38,41 +33,6 @@ struct Shared {
     float part[KS][UNITS * 4][COLUMNS];     // [part of K][4·unit of 4 … see the A tile][row]
     unsigned short sent[NB][UNITS];
 };
-
-__device__ __forceinline__ uint4 read_word(const uint4* from) {
-    uint4 w;
-    asm volatile("{\n.reg .b128 v;\nld.relaxed.gpu.global.b128 v, [%4];\n.reg .b64 a, b;\nmov.b128 {a, b}, v;\n"
-                 "mov.b64 {%0, %1}, a;\nmov.b64 {%2, %3}, b;\n}"
-                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(from) : "memory");
-    return w;
-}
-
-__device__ __forceinline__ void write_word(uint4* to, uint4 w) {
-    asm volatile("{\n.reg .b128 v;\n.reg .b64 a, b;\nmov.b64 a, {%1, %2};\nmov.b64 b, {%3, %4};\nmov.b128 v, {a, b};\n"
-                 "st.relaxed.gpu.global.b128 [%0], v;\n}"
-                 ::"l"(to), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w) : "memory");
-}
-
-// All blocks of this launch have come. count[0] counts them, count[1] those that leave: the last of
-// them zeroes both for the next launch.
-__device__ __forceinline__ void grid_sync(u64* count, u64 timeout, u32* error) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        u64 now;
-        const u64 start = nanoseconds();
-        asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory");
-        do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(count) : "memory");
-        while (now < gridDim.x && nanoseconds() - start < timeout);
-        if (now < gridDim.x) *(volatile u32*)error = 1;
-    }
-    __syncthreads();
-}
-
-__device__ __forceinline__ void grid_leave(u64* count) {
-    u64 before;
-    asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(count + 1) : "memory");
-    if (before + 1 == gridDim.x) count[0] = count[1] = 0;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_grid(
     const uint4* __restrict__ r, const float* __restrict__ xg, const float* __restrict__ bias_n,
@@ -137,7 +97,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_grid(
     };
     for (int t = 0; t < AHEAD; t++) load_x(t, t);
     bool lost = false;
-    grid_sync(reinterpret_cast<u64*>(scratch), timeout, error);
+    __syncthreads();
+    if (tid == 0) grid_meet(reinterpret_cast<u64*>(scratch), timeout, error);
+    __syncthreads();
 
     // Until h(t) is here, all of it, in shared memory.
     auto receive = [&](int t) {
@@ -160,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_grid(
                     got[i] = read_word(from + word);
                     if (++tries % 256 == 0) {  // the clock is slow to read
                         if (start == 0) start = nanoseconds();
-                        lost = nanoseconds() - start > timeout || *(volatile u32*)error != 0;
+                        lost = late(start, timeout, error);
                         if (lost) *(volatile u32*)error = 1;
                     }
                 }

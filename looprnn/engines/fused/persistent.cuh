@@ -7,6 +7,12 @@ typedef unsigned long long u64;
 #define RNN 0
 #define LSTM 1
 #define GRU 2
+#ifndef APPROX
+#define APPROX 0
+#endif
+#ifndef LOSE_BLOCK
+#define LOSE_BLOCK ~0u
+#endif
 
 __device__ __forceinline__ u32 shared_address(const void* p) {
     return (u32)__cvta_generic_to_shared(p);
@@ -61,14 +67,18 @@ __device__ __forceinline__ bool barrier_try(u32 barrier, u32 parity) {
     return done;
 }
 
-// False once the timeout has passed, or another block has given up.
+// Whether a wait since `start` has passed the timeout, or another block has given up.
+__device__ __forceinline__ bool late(u64 start, u64 timeout, const u32* error) {
+    const u64 waited = nanoseconds() - start;  // `error` may lie in the host's memory: far away
+    return waited > timeout || (waited > 20000 && *(const volatile u32*)error != 0);
+}
+
+// False once that was late.
 __device__ __noinline__ bool barrier_wait_longer(u32 barrier, u32 parity, u64 timeout, u32* error) {
     const u64 start = nanoseconds();
     while (true) {
         if (__all_sync(~0u, barrier_try(barrier, parity))) return true;
-        const u64 waited = nanoseconds() - start;  // `error` may lie in the host's memory: far away
-        const bool late = waited > timeout || (waited > 20000 && *(volatile u32*)error != 0);
-        if (__any_sync(~0u, late)) break;
+        if (__any_sync(~0u, late(start, timeout, error))) break;
     }
     *(volatile u32*)error = 1;
     return false;

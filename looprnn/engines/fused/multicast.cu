@@ -1,0 +1,297 @@
+// A layer in one cooperative launch, for H too large for a cluster and many rows: a team of clusters
+// holds R in its registers. h travels through global memory, and each of its words enters a cluster
+// once: one block sees it come and has it copied to all of them.
+//
+//   CELL                 LSTM 1, GRU 2 (reset after)
+//   H C                  hidden size; blocks of a cluster: 8 or 16. A block has 16 units, a team is
+//                        as many clusters as H needs
+//   NB GROUPS            rows of a group: 8, 16 or 32; groups of a team, which take turns
+//   STAGES               places for a group's h in shared memory
+//   DIRECTIONS           1 forward, 2 reverse, 3 both (teams alternate)
+//   TYPE                 16 fp16, 17 bf16
+//   LOSE_BLOCK           for the test of the timeout: this block of each team sends nothing
+//
+// A turn is one group's step. Three kinds of warp hand it on, each ahead of the next:
+//   couriers   4 warps: each watches the words of some blocks of the team (words.cuh) and, as a block's
+//              words came, copies them to every block of the cluster by multicast
+//   product    8 warps: R·h by the matrix instruction of four warps, R from registers, h from shared
+//              memory; each four warps have half of K, their sums meet in shared memory
+//   cells      4 warps: gates, h and c, the output; write the words of the next h
+// In global memory two buffers of h a group are enough for the reason that cluster.cu gives.
+#include "persistent.cuh"
+#include "tile_wgmma.cuh"
+#include "words.cuh"
+
+constexpr int GATES = CELL == LSTM ? 4 : 3, D = DIRECTIONS == 3 ? 2 : 1;
+constexpr int UNITS = 16, TEAM = (H + UNITS * C - 1) / (UNITS * C) * C, TILES = (H + 15) / 16;
+constexpr int SHARE = TEAM / C;          // blocks of the team that a block watches
+constexpr int KT = TEAM / 2, PARTS = 4;  // tiles of K (a block's units each) of four warps; waits for them
+constexpr int TILE = NB * 32;            // bytes of h of one block: [2 · 8 units][row][8 units]
+constexpr int CELLS = NB / 8;            // of a thread in each group
+constexpr int S_UNIT = UNITS + 4, S_GATE = NB * S_UNIT + 4;  // of the sums: other banks
+constexpr int PRODUCT = 256, THREADS = 512;
+// R's words and 48 more; what the three kinds of warp have together is 512 for each of 128 threads.
+constexpr int PRODUCT_REGISTERS = KT * 4 + 48, COURIER_REGISTERS = 40;
+constexpr int REST = 512 - 2 * PRODUCT_REGISTERS - COURIER_REGISTERS, CELL_REGISTERS = REST < 232 ? REST : 232;
+static_assert(C == 8 || C == 16, "each half of K is four parts");
+static_assert(NB == 8 || NB == 16 || NB == 32, "columns of the matrix instruction");
+
+struct Shared {
+    unsigned char h[STAGES][TEAM * TILE];
+    unsigned char sent[4][CELLS * 64];  // of each warp of cells: [2 · 8 units][row][8 units]
+    float sum[2][4 * S_GATE];           // [half of K][gate][row][unit]
+    int length[GROUPS * NB];
+    u64 came[STAGES][2 * PARTS], read[STAGES];
+    u32 lost;
+};
+
+// What all warps know: the layer's arguments and this block's place in it.
+struct Layer {
+    Shared& s;
+    const uint4* r;
+    const float *xg, *bias_n;
+    const int* lengths;
+    const float *h_0, *c_0;
+    float *output, *h_n, *c_n;
+    unsigned char* words;  // [GROUPS][2][TEAM][TILE]
+    u32* error;
+    int batch, time;
+    long long state_stride;
+    u64 timeout;
+    u32 rank;    // in the cluster
+    int place;   // in the team
+    int d, first_row;
+    bool reverse;
+
+    __device__ int turns() const { return time * GROUPS; }
+    __device__ unsigned char* words_of(int g, int t) const { return words + (g * 2 + (t & 1)) * TEAM * TILE; }
+};
+
+__device__ __forceinline__ u32 tag_of(int t) { return (t >> 1 & 1) ^ 1; }
+
+// As barrier_wait, in place: no call may stand between matrix instructions under way.
+__device__ __forceinline__ void wait(const Layer& l, const u64& barrier, u32 parity, bool& lost) {
+    const u32 at = shared_address(&barrier);
+    u64 start = 0;
+    while (!lost && !__all_sync(~0u, barrier_try(at, parity))) {
+        if (start == 0) start = nanoseconds();
+        lost = __any_sync(~0u, late(start, l.timeout, l.error));
+        if (lost) *(volatile u32*)l.error = 1;
+    }
+}
+
+__device__ __forceinline__ void courier(const Layer& l, int warp, int lane) {
+    constexpr int EACH = (NB * 2 + 31) / 32;  // words a lane watches
+    bool lost = false;
+    for (int turn = 0; turn < l.turns(); turn++) {
+        const int g = turn % GROUPS, t = turn / GROUPS, stage = turn % STAGES;
+        if (turn >= STAGES) wait(l, l.s.read[stage], turn / STAGES - 1 & 1, lost);
+        if (warp == 0 && lane < 2 * PARTS && !lost) barrier_expect(shared_address(&l.s.came[stage][lane]), KT / PARTS * TILE);
+        for (int i = warp; i < SHARE; i += 4) {
+            const int tile = l.rank * SHARE + i;
+            const unsigned char* from = l.words_of(g, t) + tile * TILE;
+            u64 start = 0;
+            u32 tries = 0;
+            while (!lost) {
+                bool came = true;
+#pragma unroll
+                for (int k = 0; k < EACH; k++)
+                    if (NB >= 16 || lane < NB * 2)
+                        came &= (read_word(reinterpret_cast<const uint4*>(from) + k * 32 + lane).x & 1) == tag_of(t);
+                if (__all_sync(~0u, came)) break;
+                if (++tries % 256 == 0) {  // the clock is slow to read
+                    if (start == 0) start = nanoseconds();
+                    lost = __any_sync(~0u, late(start, l.timeout, l.error));
+                    if (lost) *(volatile u32*)l.error = 1;
+                }
+            }
+            if (lane == 0 && !lost) {
+                asm volatile("fence.proxy.async.global;" ::: "memory");
+                copy_to_all(shared_address(l.s.h[stage] + tile * TILE),
+                            shared_address(&l.s.came[stage][tile / (KT / PARTS)]), from, TILE, (1u << C) - 1);
+            }
+            __syncwarp();
+        }
+    }
+}
+
+__device__ __forceinline__ void product(const Layer& l, int warp, int lane) {
+    const int half = warp / 4, q = lane % 4, n = lane / 4;
+    uint4 a[KT];
+    const uint4* mine = l.r + (((size_t)l.d * TEAM + l.place) * 4 + warp % 4) * TILES * 32 + lane;
+#pragma unroll
+    for (int k = 0; k < KT; k++) a[k] = half * KT + k < TILES ? mine[(half * KT + k) * 32] : make_uint4(0, 0, 0, 0);
+    bool lost = false;
+    for (int turn = 0; turn < l.turns(); turn++) {
+        const int stage = turn % STAGES;
+        // Rows of 8 units: 8 of them are a matrix of 128 bytes; the next 8 rows, and the next 8 units.
+        const u32 from = shared_address(l.s.h[stage] + half * KT * TILE);
+        const u64 h = (from & 0x3ffff) >> 4 | (u64)NB << 16 | (u64)8 << 32;
+        float acc[NB / 2] = {};
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            wait(l, l.s.came[stage][half * PARTS + part], turn / STAGES & 1, lost);
+            if (lost) *(volatile u32*)&l.s.lost = 1;
+            products_begin();
+#pragma unroll
+            for (int k = part * (KT / PARTS); k < (part + 1) * (KT / PARTS); k++) multiply_tile(acc, a[k], h + k * (TILE / 16));
+            products_commit();
+        }
+        products_wait();
+        if (turn) asm volatile("barrier.cta.sync 2, 384;" ::: "memory");  // the cells have taken the sums before
+        float* to = l.s.sum[half] + n / 4 * S_GATE + q * 2 * S_UNIT + warp % 4 * 4 + n % 4;
+#pragma unroll
+        for (int i = 0; i < NB / 2; i++) to[i / 2 % 2 * 2 * S_GATE + (i / 4 * 8 + i % 2) * S_UNIT] = acc[i];
+        asm volatile("barrier.cta.arrive 1, 384;" ::: "memory");
+    }
+}
+
+// Rows row_of(0..CELLS - 1) of each group, one unit.
+__device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
+    Shared& s = l.s;
+    const int own = lane % 16, unit = l.place * UNITS + own, own_row = warp * (NB / 4) + lane / 16;
+    auto row_of = [&](int g, int i) { return l.first_row + g * NB + own_row + i * 2; };
+    for (int i = warp * 32 + lane; i < GROUPS * NB; i += 128) {
+        const int row = l.first_row + i;
+        s.length[i] = row >= l.batch ? 0 : l.lengths ? min(l.lengths[row], l.time) : l.time;
+    }
+    asm volatile("barrier.cta.sync 4, 128;" ::: "memory");
+    auto length_of = [&](int g, int i) { return unit < H ? s.length[g * NB + own_row + i * 2] : 0; };
+    float h[GROUPS][CELLS], c[GROUPS][CELLS], x[CELLS][4];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++)
+#pragma unroll
+        for (int i = 0; i < CELLS; i++) {
+            const bool live = row_of(g, i) < l.batch && unit < H;
+            const size_t state = row_of(g, i) * l.state_stride + l.d * H + unit;
+            h[g][i] = live && l.h_0 ? l.h_0[state] : 0.f;
+            c[g][i] = live && CELL == LSTM && l.c_0 ? l.c_0[state] : 0.f;
+        }
+    const float bias = CELL == GRU && l.bias_n && unit < H ? l.bias_n[l.d * H + unit] : 0.f;
+    auto element = [&](int g, int i, int length, int t) {
+        const int when = l.reverse && t < length ? length - 1 - t : t;
+        return (((size_t)row_of(g, i) * l.time + when) * D + l.d) * H + unit;
+    };
+    auto load_x = [&](int g, int t) {
+#pragma unroll
+        for (int i = 0; i < CELLS; i++) {
+            const int length = length_of(g, i);
+            if (t >= length) continue;
+            const float* from = l.xg + element(g, i, length, t) * GATES;
+            if (GATES == 4) *reinterpret_cast<float4*>(x[i]) = __ldg(reinterpret_cast<const float4*>(from));
+            else
+                for (int k = 0; k < GATES; k++) x[i][k] = __ldg(from + k);
+        }
+    };
+    auto send = [&](int g, int t) {  // h(t)
+#pragma unroll
+        for (int i = 0; i < CELLS; i++) {
+            const u32 v = own % 8 ? pack_halves(h[g][i], 0.f) : tagged_half(h[g][i], tag_of(t));
+            *reinterpret_cast<unsigned short*>(s.sent[warp] + own / 8 * (CELLS * 32) + (i * 2 + lane / 16) * 16 + own % 8 * 2) = v;
+        }
+        __syncwarp();
+        if (lane < CELLS * 4 && l.place != LOSE_BLOCK)
+            write_word(reinterpret_cast<uint4*>(l.words_of(g, t) + l.place * TILE) + lane / (CELLS * 2) * NB +
+                           warp * (NB / 4) + lane % (CELLS * 2),
+                       reinterpret_cast<const uint4*>(s.sent[warp])[lane]);
+        __syncwarp();
+    };
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) send(g, 0);
+    load_x(0, 0);
+
+    auto run_turn = [&](int g, int t) {
+        asm volatile("barrier.cta.sync 1, 384;" ::: "memory");
+        // Who goes on without waiting says no more that it has read: the others would take it for a later turn's word.
+        if (warp == 0 && lane < C && *(volatile u32*)&s.lost == 0)
+            arrive_in_block(shared_address(&s.read[(t * GROUPS + g) % STAGES]), lane);
+        float sum[CELLS][GATES];
+#pragma unroll
+        for (int i = 0; i < CELLS; i++)
+#pragma unroll
+            for (int k = 0; k < GATES; k++) {
+                const int at = k * S_GATE + (own_row + i * 2) * S_UNIT + own;
+                sum[i][k] = s.sum[0][at] + s.sum[1][at];
+            }
+        if (t * GROUPS + g + 1 < l.turns()) asm volatile("barrier.cta.arrive 2, 384;" ::: "memory");
+#pragma unroll
+        for (int i = 0; i < CELLS; i++) {
+            const float *xs = x[i], *v = sum[i];
+            const bool within = t < length_of(g, i);
+            float fresh;
+            if (CELL == LSTM) {
+                const float yi = sigmoid(v[0] + xs[0]), yf = sigmoid(v[1] + xs[1]);
+                const float next = fmaf(yf, c[g][i], yi * tanh_of(v[2] + xs[2]));
+                fresh = sigmoid(v[GATES - 1] + xs[GATES - 1]) * tanh_of(next);
+                if (within) c[g][i] = next;
+            } else {
+                const float reset = sigmoid(v[0] + xs[0]), z = sigmoid(v[1] + xs[1]);
+                const float candidate = tanh_of(fmaf(reset, v[2] + bias, xs[2]));
+                fresh = fmaf(z, h[g][i] - candidate, candidate);
+            }
+            if (within) h[g][i] = fresh;
+        }
+        if (t + 1 < l.time) send(g, t + 1);
+#pragma unroll
+        for (int i = 0; i < CELLS; i++) {
+            const int length = length_of(g, i);
+            if (row_of(g, i) < l.batch && unit < H) l.output[element(g, i, length, t)] = t < length ? h[g][i] : 0.f;
+        }
+        load_x((g + 1) % GROUPS, t + (g + 1) / GROUPS);
+    };
+    for (int t = 0; t < l.time; t++)
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) run_turn(g, t);
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++)
+#pragma unroll
+        for (int i = 0; i < CELLS; i++)
+            if (row_of(g, i) < l.batch && unit < H) {
+                const size_t to = row_of(g, i) * l.state_stride + l.d * H + unit;
+                l.h_n[to] = h[g][i];
+                if (CELL == LSTM) l.c_n[to] = c[g][i];
+            }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
+    const uint4* __restrict__ r, const float* __restrict__ xg, const float* __restrict__ bias_n,
+    const int* __restrict__ lengths, const float* h_0, const float* c_0, float* __restrict__ output,
+    float* h_n, float* c_n, void* scratch, u32* error, int batch, int time, long long state_stride, u64 timeout) {
+    extern __shared__ __align__(128) unsigned char raw[];
+    Shared& s = *reinterpret_cast<Shared*>(raw);
+    const int tid = threadIdx.x, team = blockIdx.x / TEAM, place = blockIdx.x % TEAM;
+    u64* const count = reinterpret_cast<u64*>(scratch);
+    unsigned char* words = reinterpret_cast<unsigned char*>(scratch) + 128 + (size_t)team * GROUPS * 2 * TEAM * TILE;
+    const Layer layer{s, r, xg, bias_n, lengths, h_0, c_0, output, h_n, c_n, words, error, batch, time, state_stride,
+                      timeout, cluster_rank(), place, team % D, team / D * NB * GROUPS, DIRECTIONS == 2 || team % D == 1};
+    constexpr int OWN = TILE / 16;
+    for (int i = tid; i < GROUPS * 2 * OWN; i += THREADS)
+        write_word(reinterpret_cast<uint4*>(words + (size_t)(i / OWN) * TEAM * TILE + place * TILE) + i % OWN,
+                   make_uint4(0, 0, 0, 0));
+    if (tid == 0) {
+        s.lost = 0;
+        for (int i = 0; i < STAGES * 2 * PARTS; i++) barrier_init(shared_address(s.came[0] + i), 1);
+        for (int i = 0; i < STAGES; i++) barrier_init(shared_address(s.read + i), C);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    cluster_sync();
+    const int warp = __shfl_sync(~0u, tid / 32, 0), lane = tid % 32;
+    if (warp < 8) {
+        keep_registers<PRODUCT_REGISTERS>();
+        product(layer, warp, lane);
+        cluster_sync();  // no block leaves while others may still write to it
+    } else if (warp < 12) {
+        keep_registers<CELL_REGISTERS>();
+        previous_kernel_done();
+        if (tid == PRODUCT) grid_meet(count, timeout, error);
+        asm volatile("barrier.cta.sync 3, 256;" ::: "memory");
+        cells(layer, warp - 8, lane);
+        cluster_sync();
+    } else {
+        keep_registers<COURIER_REGISTERS>();
+        asm volatile("barrier.cta.sync 3, 256;" ::: "memory");
+        courier(layer, warp - 12, lane);
+        cluster_sync();
+    }
+    if (tid == PRODUCT) grid_leave(count);
+}

@@ -1,0 +1,58 @@
+// h through global memory without flags or fences. A word is 16 bytes, 8 units of a row, written and read
+// at once; the lowest bit of its first unit is its tag, which alternates from use to use of its buffer, so
+// that a word says of itself whether it came. Of 8 units one is rounded to a number with that bit.
+#pragma once
+
+__device__ __forceinline__ uint4 read_word(const uint4* from) {
+    uint4 w;
+    asm volatile("{\n.reg .b128 v;\nld.relaxed.gpu.global.b128 v, [%4];\n.reg .b64 a, b;\nmov.b128 {a, b}, v;\n"
+                 "mov.b64 {%0, %1}, a;\nmov.b64 {%2, %3}, b;\n}"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(from) : "memory");
+    return w;
+}
+
+__device__ __forceinline__ void write_word(uint4* to, uint4 w) {
+    asm volatile("{\n.reg .b128 v;\n.reg .b64 a, b;\nmov.b64 a, {%1, %2};\nmov.b64 b, {%3, %4};\nmov.b128 v, {a, b};\n"
+                 "st.relaxed.gpu.global.b128 [%0], v;\n}"
+                 ::"l"(to), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w) : "memory");
+}
+
+// The nearest half to x whose lowest bit is the tag.
+__device__ __forceinline__ u32 tagged_half(float x, u32 tag) {
+    const u32 v = pack_halves(x, 0.f);
+    float near;
+#if TYPE == 17
+    near = __uint_as_float(v << 16);
+#else
+    asm("cvt.f32.f16 %0, %1;" : "=f"(near) : "h"((unsigned short)v));
+#endif
+    return (v & 1) == tag ? v : fabsf(x) >= fabsf(near) ? v + 1 : v - 1;
+}
+
+// All blocks of this launch have come; one thread of each calls this. count[0] counts them, count[1] those
+// that leave: the last of them zeroes both for the next launch.
+__device__ __forceinline__ void grid_meet(u64* count, u64 timeout, u32* error) {
+    u64 now;
+    const u64 start = nanoseconds();
+    asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory");
+    do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(count) : "memory");
+    while (now < gridDim.x && nanoseconds() - start < timeout);
+    if (now < gridDim.x) *(volatile u32*)error = 1;
+}
+
+__device__ __forceinline__ void grid_leave(u64* count) {
+    u64 before;
+    asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(count + 1) : "memory");
+    if (before + 1 == gridDim.x) count[0] = count[1] = 0;
+}
+
+// Global memory to the same place in every block of the cluster whose bit is set, and to the barrier there.
+__device__ __forceinline__ void copy_to_all(u32 to, u32 barrier, const void* from, u32 bytes, u32 blocks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((unsigned short)blocks) : "memory");
+}
+
+__device__ __forceinline__ void arrive_in_block(u32 barrier, u32 rank) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(in_block(barrier, rank)) : "memory");
+}
