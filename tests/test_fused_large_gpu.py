@@ -50,7 +50,7 @@ def source_of(session, batch):
         ("lstm", 1024, 33, 9, "reverse"),
         ("lstm", 1024, 128, 5, "forward"),
         ("lstm", 768, 16, 33, "forward"),
-        ("lstm", 701, 21, 7, "bidirectional"),
+        ("lstm", 701, 33, 7, "bidirectional"),
         ("gru", 1000, 13, 12, "reverse"),
         ("gru", 769, 64, 1, "forward"),
     ],
