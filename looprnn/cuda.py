@@ -148,29 +148,21 @@ class Shape:
         config.sharedMemBytes = self.shared
         if stream is not None:
             config.hStream = driver.CUstream(stream.handle)
-        attributes = []
+        ids, attributes = driver.CUlaunchAttributeID, []
+
+        def value(kind: Any) -> Any:
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = kind
+            return attributes[-1].value
+
         if self.cluster > 1:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            value = driver.CUlaunchAttributeValue()
-            value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = self.cluster, 1, 1
-            attribute.value = value
-            attributes.append(attribute)
+            dim = value(ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION).clusterDim
+            dim.x, dim.y, dim.z = self.cluster, 1, 1
         if self.early and stream is not None:
-            kinds = driver.CUlaunchAttributeID
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            value = driver.CUlaunchAttributeValue()
-            value.programmaticStreamSerializationAllowed = 1
-            attribute.value = value
-            attributes.append(attribute)
+            early = value(ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
+            early.programmaticStreamSerializationAllowed = 1
         if self.cooperative:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
-            value = driver.CUlaunchAttributeValue()
-            value.cooperative = 1
-            attribute.value = value
-            attributes.append(attribute)
+            value(ids.CU_LAUNCH_ATTRIBUTE_COOPERATIVE).cooperative = 1
         config.attrs, config.numAttrs = attributes, len(attributes)
         return config
 

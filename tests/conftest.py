@@ -52,6 +52,13 @@ def needs(name: str, hint: str) -> ModuleType:
     return module
 
 
+def skip_unless_it_runs(name: str, request: pytest.FixtureRequest) -> None:
+    """An engine that cannot run here is a skip, unless --require names it."""
+    reason = cannot_run_here(name)
+    if reason and request.config.getoption("--require") != name:
+        pytest.skip(reason)
+
+
 def cannot_run_here(name: str) -> str | None:
     """Why an engine cannot be built and run on this host, or None."""
     try:

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from cases import CASES, WEIGHT_MUTANTS, worst
-from conftest import cannot_run_here
+from conftest import skip_unless_it_runs
 from drawn import agree, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,9 +29,7 @@ from looprnn.weights import load_weights
 )
 def run(request, tmp_path):
     """run(case, weights) builds the engine, opens it and asks it once."""
-    reason = cannot_run_here(request.param)
-    if reason and request.config.getoption("--require") != request.param:
-        pytest.skip(reason)
+    skip_unless_it_runs(request.param, request)
     engine = engines.get(request.param)
 
     def build_and_ask(case, weights):

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from cases import BOTH, case, layer, worst
-from conftest import ROOT, cannot_run_here
+from conftest import ROOT, skip_unless_it_runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,9 +29,7 @@ PRECISIONS = ["fp32", "fp16", "bf16"]
 @pytest.fixture(params=["planned", "steps"], scope="module")
 def way(request):
     """As the planner has it, and everything step by step."""
-    reason = cannot_run_here("fused")
-    if reason and request.config.getoption("--require") != "fused":
-        pytest.skip(reason)
+    skip_unless_it_runs("fused", request)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "steps":
             patch.setattr(fused_plan, "choose", lambda spec: fused_plan.only_steps(spec, "a test"))

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import cannot_run_here
+from conftest import skip_unless_it_runs
 from test_fused_gpu import check, one, poisoned
 
 from looprnn import engines, parity
@@ -20,9 +20,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture
 def opened(request, tmp_path):
     """opened(spec) builds and opens it, as planned."""
-    reason = cannot_run_here("fused")
-    if reason and request.config.getoption("--require") != "fused":
-        pytest.skip(reason)
+    skip_unless_it_runs("fused", request)
     sessions = []
 
     def make(spec):

@@ -5,12 +5,12 @@ import os
 import re
 import subprocess
 import sys
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from refused_files import peak
 from rnnv2_layers import HIDDEN, INPUT, drawn, npz_of
 
 from looprnn import importers
@@ -125,17 +125,6 @@ def test_a_hostile_array_is_refused_for_next_to_nothing(content, words, tmp_path
     used, said = peak(path)
     assert words in said
     assert used < 4 << 20
-
-
-def peak(path):
-    """The bytes that refusing a file took at most, and the words."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(WeightsError) as caught:
-            importers.read(path, name="net")
-        return tracemalloc.get_traced_memory()[1], str(caught.value)
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_zip_bomb_is_refused_by_its_directory(tmp_path):

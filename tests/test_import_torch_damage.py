@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_modules import made, peak, saved, torch
+from refused_files import peak
+from torch_modules import made, saved, torch
 
 from looprnn import importers
 from looprnn.errors import LoopRNNError

@@ -6,7 +6,8 @@ import pickle
 import struct
 
 import pytest
-from torch_modules import made, peak, torch
+from refused_files import peak
+from torch_modules import made, torch
 
 from looprnn import importers
 from looprnn.errors import WeightsError

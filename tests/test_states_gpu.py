@@ -8,7 +8,7 @@ from subprocess import PIPE
 
 import numpy as np
 import pytest
-from conftest import ROOT, cannot_run_here
+from conftest import ROOT, skip_unless_it_runs
 from slotted import CAPACITY, LARGE, SPECS, Opener, filled, play, same, state, worst
 
 from looprnn import parity
@@ -19,9 +19,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def on_gpu(request, tmp_path):
-    reason = cannot_run_here("fused")
-    if reason and request.config.getoption("--require") != "fused":
-        pytest.skip(reason)
+    skip_unless_it_runs("fused", request)
     with ExitStack() as closing:
         yield Opener("fused", "device", tmp_path, closing)
 

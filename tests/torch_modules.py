@@ -3,14 +3,12 @@
 import copy
 import itertools
 import os
-import tracemalloc
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from looprnn import importers, reference
-from looprnn.errors import WeightsError
 
 if os.environ.get("CI"):
     import torch  # in CI a missing oracle is an error, not a skip
@@ -105,14 +103,3 @@ def assert_same(spec, weights, inputs, want):
     for name, array in want.items():
         assert np.isfinite(array).all()
         np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-12, err_msg=name)
-
-
-def peak(path):
-    """The bytes that refusing a file took at most, and the words."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(WeightsError) as caught:
-            importers.read(path, name="net")
-        return tracemalloc.get_traced_memory()[1], str(caught.value)
-    finally:
-        tracemalloc.stop()

@@ -35,7 +35,7 @@ def multicast_plan(
         return None
     h_bytes = 32 * rows * team  # of a group
     fixed = 256 * (rows // 8) + 32 * (rows * 20 + 4) + 4 * groups * rows + 8
-    fit = (chip.shared_bytes - fixed - 512) // h_bytes
+    fit = (chip.shared_bytes - 127 - fixed) // (h_bytes + 72)  # 72: the barriers of each
     stages = min(fit, 2 * groups, 3 if rows == 32 else 8)  # four of 32 rows: registers are spilled
     if stages < min(2, groups + 1):
         return None

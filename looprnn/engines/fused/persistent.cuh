@@ -110,6 +110,17 @@ __device__ __forceinline__ void copy_in(u32 to, u32 barrier, const void* from, u
         ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 
+// Global memory to the same place in every block of the cluster whose bit is set, and to the barrier there.
+__device__ __forceinline__ void copy_to_all(u32 to, u32 barrier, const void* from, u32 bytes, u32 blocks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((unsigned short)blocks) : "memory");
+}
+
+__device__ __forceinline__ void arrive_in_block(u32 barrier, u32 rank) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(in_block(barrier, rank)) : "memory");
+}
+
 __device__ __forceinline__ void copy_out(void* to, u32 from, u32 bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
                  ::"l"(to), "r"(from), "r"(bytes) : "memory");

@@ -45,14 +45,3 @@ __device__ __forceinline__ void grid_leave(u64* count) {
     asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(count + 1) : "memory");
     if (before + 1 == gridDim.x) count[0] = count[1] = 0;
 }
-
-// Global memory to the same place in every block of the cluster whose bit is set, and to the barrier there.
-__device__ __forceinline__ void copy_to_all(u32 to, u32 barrier, const void* from, u32 bytes, u32 blocks) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
-        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((unsigned short)blocks) : "memory");
-}
-
-__device__ __forceinline__ void arrive_in_block(u32 barrier, u32 rank) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(in_block(barrier, rank)) : "memory");
-}
