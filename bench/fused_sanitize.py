@@ -1,109 +1,88 @@
-"""compute-sanitizer over the fused engine's kernels: memcheck, racecheck and synccheck, on a GPU.
+"""compute-sanitizer over the fused engine's kernels, on a GPU: memcheck, racecheck and synccheck.
 
-    python bench/fused_sanitize.py                    all three, a minute or two
-    python bench/fused_sanitize.py --tools memcheck --ways steps
+    python bench/fused_sanitize.py                       every tool over every case
+    python bench/fused_sanitize.py --list                the cases, and the kernel each is about
+    python bench/fused_sanitize.py --tools racecheck --cases 'multicast*' 'grid*' --limit 120
 
-On an H100 (compute-sanitizer of CUDA 13.0) the kernels that run step by step are clean under all
-three; of the persistent ones memcheck and synccheck find nothing.
+A case is one small model whose answer is compared with the reference, too (sanitize_cases.py). Each
+tool looks at each case in a process of its own, several at a time, and a process that does not end
+within its limit is killed: one kernel that a tool is slow with keeps nothing from the others.
 
-A small sweep: each cell in each type, planned and step by step, one row and several, both
-directions, lengths. Each answer is compared with the reference, too. The status is 0 if every tool
-found nothing.
+The table says of each case and tool: clean, found N, failed (a wrong answer, a CUDA error), or not
+ended within S s. The status is 0 if all are clean.
 """
 
 import argparse
+import fnmatch
+import multiprocessing
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 from machine import ROOT
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sanitize_cases import CASES, Case
 
 from looprnn import engines, parity
 from looprnn.engines import fused_plan
-from looprnn.spec import Head, Layer, Profile, Range, RNNSpec, WeightSource
 from looprnn.weights import load_weights
 
-TOOLS = ("memcheck", "racecheck", "synccheck")
-WAYS = ("planned", "steps")  # with the persistent kernels, and without
-SWEPT = "swept"  # what the child says once it is through
+TOOLS = ("racecheck", "memcheck", "synccheck")  # the slow one first
 CUDA = "/usr/local/cuda/bin"
+THROUGH = "the answer is right"  # what the watched process says at its end
+SUMMARY = re.compile(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (\d+)", re.MULTILINE)
+SHOWN = 40  # lines of what a tool found
 
 
-def specs() -> list[RNNSpec]:
-    usual: list[Layer] = []
-    for cell in ("rnn", "lstm", "gru"):
-        usual.append(Layer(cell=cell, hidden_size=64))
-        usual.append(Layer(cell=cell, hidden_size=130, direction="bidirectional"))
-    found = []
-    for precision in ("fp32", "fp16", "bf16"):
-        for layer in usual:
-            batch = 9 if layer.direction == "bidirectional" else 1
-            found.append(
-                RNNSpec(
-                    name=f"{layer.cell}_{precision}",
-                    input_size=33,
-                    layers=(layer,),
-                    precision=precision,
-                    lengths=batch > 1,
-                    head=Head(size=3, activation="softmax") if batch > 1 else None,
-                    profile=Profile(batch=Range(1, 1, batch), time=Range(1, 5, 5)),
-                    weights=WeightSource(seed=1),
-                )
-            )
-    odd = Layer(cell="lstm", hidden_size=40, layer_norm=True, peepholes=True, proj_size=17)
-    before = Layer(
-        cell="gru", hidden_size=40, reset="before", merge="sum", direction="bidirectional"
-    )
-    for layer in (odd, before):
-        found.append(
-            RNNSpec(name="odd", input_size=7, layers=(layer,), weights=WeightSource(seed=2),
-                    profile=Profile(batch=Range(1, 3, 3), time=Range(1, 5, 5)))
-        )  # fmt: skip
-    found.append(  # rows enough for the projection of Hopper's own
-        RNNSpec(name="many", input_size=130, precision="fp16", weights=WeightSource(seed=4),
-                layers=(Layer(cell="lstm", hidden_size=130, peepholes=True),),
-                profile=Profile(batch=Range(1, 32, 32), time=Range(1, 20, 20)))
-    )  # fmt: skip
-    for layer in (Layer(cell="lstm", hidden_size=130), Layer(cell="gru", hidden_size=130)):
-        found.append(
-            RNNSpec(name="streamed", input_size=33, layers=(layer,),
-                    lengths=True, streaming=True, weights=WeightSource(seed=3),
-                    profile=Profile(batch=Range(1, 9, 9), time=Range(1, 5, 5)))
-        )  # fmt: skip
-    return found
+class Verdict(NamedTuple):
+    what: str
+    seconds: float
+    said: str = ""
+
+    @property
+    def clean(self) -> bool:
+        return self.what == "clean"
 
 
-def sweep(ways: list[str]) -> None:
-    """Build, run and compare every spec; raises AssertionError where one is wrong."""
-    engine = engines.get("fused")
-    fused_plan.TIMEOUT_NS *= 20  # type: ignore[misc]  # what is watched is slow
-    for spec in specs():
-        for way in ways:
-            chosen = (
-                fused_plan.choose(spec)
-                if way == "planned"
-                else fused_plan.only_steps(spec, "a sweep")
-            )
-            arrays, most = load_weights(spec), spec.profile
-            inputs = parity.draw_inputs(spec, most.batch.max, most.time.max)
-            with TemporaryDirectory() as folder:
-                path = Path(folder) / engine.file
-                with patch.object(fused_plan, "choose", return_value=chosen):
-                    engine.build(spec, arrays, path, progress=lambda *_: None, workspace=0)
-                with engine.session(path, spec) as session:
-                    got = session.run(inputs)
-                    if spec.streaming:
-                        check_slots(session, inputs, got)
-                    found = parity.differences(spec, arrays, inputs, got)
-            assert all(parity.agrees(v, spec.precision) for v in found.values()), (spec, found)
-    sys.stdout.write(f"{SWEPT}\n")
+# In the watched process
+
+
+def build(name: str, path: Path) -> None:
+    """The case's engine, as its plan is, whatever the planner would take; no GPU is needed."""
+    case = CASES[name]
+    with patch.object(fused_plan, "choose", return_value=case.ways()):
+        engines.get("fused").build(
+            case.spec, load_weights(case.spec), path, progress=lambda *_: None, workspace=0
+        )
+
+
+def run(case: Case, path: Path) -> None:
+    """Raises AssertionError where the answer is wrong."""
+    fused_plan.TIMEOUT_NS = 10**15  # type: ignore[misc]  # what is watched is slow: --limit ends it
+    spec, most = case.spec, case.spec.profile
+    inputs = parity.draw_inputs(spec, most.batch.max, most.time.max)
+    session: Any
+    with engines.get("fused").session(path, spec) as session:
+        assert session.ways == case.ways(), session.ways
+        got = session.run(inputs)
+        if spec.streaming:
+            check_slots(session, inputs, got)
+    found = parity.differences(spec, load_weights(spec), inputs, got)
+    assert all(parity.agrees(v, spec.precision) for v in found.values()), found
+    sys.stdout.write(f"{THROUGH}\n")
 
 
 def check_slots(session: Any, inputs: dict[str, Any], want: dict[str, Any]) -> None:
@@ -118,46 +97,148 @@ def check_slots(session: Any, inputs: dict[str, Any], want: dict[str, Any]) -> N
     assert all(np.array_equal(got[name], last[name]) for name in last)
 
 
-def sanitized(program: str, tool: str, ways: list[str]) -> tuple[bool, str]:
-    """Whether the tool found nothing, and what it said."""
+# In the process that watches
+
+
+running: set[subprocess.Popen[str]] = set()
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """The tool and what it watches, if it has not ended by itself."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def look(program: str, tool: str, name: str, path: Path, limit: float) -> Verdict:
+    """What a tool says of a case, within so many seconds."""
     # A CUDA call that fails raises CudaError by itself; the tool would count the driver's own, too.
-    command = [program, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
-    answer = subprocess.run(
-        [*command, sys.executable, __file__, "--sweep", "--ways", *ways],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+    command = [program, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no",
+               sys.executable, __file__, "--run", name, str(path)]  # fmt: skip
+    begin = time.monotonic()
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        running.add(process)
+        try:
+            said, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            return Verdict(f"not ended within {limit:g} s", limit)
+        finally:
+            stop(process)
+            running.remove(process)
+    seconds, found = time.monotonic() - begin, SUMMARY.findall(said)
+    count = sum(map(int, found))
+    if count:
+        return Verdict(f"found {count}", seconds, said)
+    if process.returncode or not found or THROUGH not in said:
+        return Verdict("failed", seconds, said)
+    return Verdict("clean", seconds)
+
+
+def shown(said: str) -> str:
+    """The tool's own words, without the frames of Python, and the last ones of the case."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("=====") and "Host Frame" not in line]
+    rest = [line for line in lines if not line.startswith("=====")]
+    return "\n".join(own[:SHOWN] + rest[-10:])
+
+
+def looked_at(
+    program: str, tools: Sequence[str], names: Sequence[str], limit: float, jobs: int, to: Console
+) -> dict[tuple[str, str], Verdict]:
+    """(case, tool) → what came of it; what is not clean is printed at once."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())  # fmt: skip
+    verdicts: dict[tuple[str, str], Verdict] = {}
+    with TemporaryDirectory() as folder, Progress(*columns, console=to) as progress:
+        paths = {name: Path(folder) / name for name in names}
+        task = progress.add_task("compiling", total=len(names))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=spawn) as builders:
+            for built in as_completed([builders.submit(build, *of) for of in paths.items()]):
+                built.result()
+                progress.advance(task)
+        task = progress.add_task(" ".join(tools), total=len(names) * len(tools))
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            asked: dict[Future[Verdict], tuple[str, str]] = {
+                pool.submit(look, program, tool, name, paths[name], limit): (name, tool)
+                for tool in tools
+                for name in names
+            }
+            for future in as_completed(asked):
+                name, tool = asked[future]
+                verdict = verdicts[name, tool] = future.result()
+                if not (verdict.clean and to.is_terminal):  # a log has no bar to watch
+                    words = f"{name}, {tool}: {verdict.what}, {verdict.seconds:.1f} s"
+                    to.print(words, markup=False, highlight=False, soft_wrap=True)
+                if verdict.said:
+                    to.print(shown(verdict.said), markup=False, highlight=False, soft_wrap=True)
+                progress.advance(task)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):  # on Ctrl-C
+                stop(process)
+    return verdicts
+
+
+def report(verdicts: dict[tuple[str, str], Verdict], tools: Sequence[str]) -> Table:
+    table = Table("case", "kernel", *tools)
+    for name, case in CASES.items():
+        if (name, tools[0]) not in verdicts:
+            continue
+        cells = []
+        for tool in tools:
+            verdict = verdicts[name, tool]
+            color = "green" if verdict.clean else "red"
+            cells.append(f"[{color}]{verdict.what}[/] [dim]{verdict.seconds:.0f} s[/]")
+        table.add_row(name, case.kernel, *cells)
+    return table
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    said = answer.stdout + answer.stderr
-    return answer.returncode == 0 and SWEPT in said, said
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="NAME",
+                        help="* stands for anything; all, by default")  # fmt: skip
+    parser.add_argument("--limit", type=float, default=60, metavar="S",
+                        help="seconds that a tool may take over a case (60)")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), metavar="N",
+                        help="processes at a time (%(default)s)")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="the cases, and nothing else")
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    for pattern in options.cases:
+        if not fnmatch.filter(CASES, pattern):
+            parser.error(f"--cases {pattern}: there is none of that name; --list shows them")
+    return options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--sweep", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.sweep:
-        sweep(options.ways)
+    options, console = arguments(), Console()
+    if options.run:
+        name, path = options.run
+        run(CASES[name], Path(path))
         return 0
-    console = Console()
+    names = [n for n in CASES if any(fnmatch.fnmatchcase(n, p) for p in options.cases)]
+    if options.list:
+        for name in names:
+            sys.stdout.write(f"{name:32} {CASES[name].kernel}\n")
+        return 0
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=CUDA)
     if program is None:
         console.print(f"compute-sanitizer is neither on PATH nor in {CUDA}: it is CUDA toolkit's")
         return 2
-    table, clean = Table("tool", "", "its last line"), True
-    for tool in options.tools:
-        with console.status(f"{tool} over {len(options.ways) * len(specs())} engines"):
-            well, said = sanitized(program, tool, options.ways)
-        clean &= well
-        lines = [line for line in said.splitlines() if line.strip()]
-        table.add_row(tool, "[green]clean[/]" if well else "[red]found[/]", lines[-1])
-        if not well:
-            own = [line for line in lines if line.startswith("=====")][:60]
-            console.print("\n".join(own + lines[-20:]), markup=False, soft_wrap=True)
-    console.print(table)
-    return 0 if clean else 1
+    verdicts = looked_at(
+        program, options.tools, names, options.limit, max(1, options.jobs), console
+    )
+    console.print(report(verdicts, options.tools))
+    dirty = [of for of, verdict in verdicts.items() if not verdict.clean]
+    console.print(f"{len(verdicts) - len(dirty)} of {len(verdicts)} clean")
+    return 1 if dirty else 0
 
 
 if __name__ == "__main__":
