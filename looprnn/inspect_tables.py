@@ -29,9 +29,9 @@ def show(found: Found, console: Console) -> None:
 
 
 def _table(*columns: str) -> Table:
-    """What does not fit is folded, not cut."""
-    named = (Column(name, overflow="fold") for name in columns)
-    return Table(*named, box=SIMPLE_HEAD, pad_edge=False)
+    """What does not fit is folded, not cut; never the name of an engine or a file."""
+    named = (Column(n, overflow="fold", no_wrap=n in ("engine", "file")) for n in columns)
+    return Table(*named, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def _show_network(found: Found, console: Console) -> None:

@@ -112,7 +112,7 @@ def test_command_lists_models(pretend, capsys):
     assert main(command("models", "--url", "here:8001")) == 0
     assert capsys.readouterr().out.splitlines() == [
         "bilstm  1  READY",
-        "bilstm  1  UNAVAILABLE  Internal: no model.onnx",
+        "bilstm  1  UNAVAILABLE  no model.onnx",
         "lstm    1  READY",
         "old     1  -",
     ]

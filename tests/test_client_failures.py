@@ -4,7 +4,7 @@ import time
 
 import looprnn_client
 import pytest
-from client_doubles import BROKEN, DEAD, READY, Fake, X, client_of
+from client_doubles import BROKEN, DEAD, READY, Fake, X, client_of, state_of
 from looprnn_client import (
     BadInput,
     LoopRNNClientError,
@@ -32,12 +32,32 @@ MAPPED = {
         "lstm",
     ),
     "empty_repository": (Code.NOT_FOUND, "?", [], UnknownModel, "It has none"),
-    "failed_to_load": (Code.NOT_FOUND, "?", BROKEN, NotReady, "UNAVAILABLE: .*no model.onnx$"),
+    "failed_to_load": (
+        Code.NOT_FOUND,
+        "?",
+        BROKEN,
+        NotReady,
+        "UNAVAILABLE: .*no model.onnx. Then start the server again",
+    ),
     "not_ready": (Code.UNAVAILABLE, "?", BROKEN, NotReady, "version 1 is UNAVAILABLE"),
+    "built_while_the_server_ran": (
+        Code.NOT_FOUND,
+        "?",
+        [state_of("bilstm", ""), *READY[1:]],
+        NotReady,
+        "'bilstm' is in the repository of here:8001, but.*Start it again.*Served there: lstm$",
+    ),
+    "loading": (Code.UNAVAILABLE, "?", [state_of("bilstm", "LOADING")], NotReady, "is LOADING$"),
     "queue_full": (Code.UNAVAILABLE, "queue is full", READY, ServerError, "queue is full"),
-    "server_died": (Code.UNAVAILABLE, "failed to connect", DEAD, Unreachable, "Is it running"),
+    "server_died": (
+        Code.UNAVAILABLE,
+        "failed to connect",
+        DEAD,
+        Unreachable,
+        "Start one: looprnn serve",
+    ),
     "no_server": (Code.UNREACHABLE, "refused", DEAD, Unreachable, "refused.*8001 for gRPC"),
-    "broke_off": (Code.BROKEN, "reset by peer", DEAD, Unreachable, "reset by peer.*running"),
+    "broke_off": (Code.BROKEN, "reset by peer", DEAD, Unreachable, "reset by peer.*looprnn serve"),
     "stream_unknown": (
         Code.INTERNAL,
         "stream 42: unknown: send START",

@@ -141,6 +141,37 @@ def test_something_else_listens_there(scheme, text):
         client.infer(X)
 
 
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("wrong", "port", "right", "words"),
+    [
+        ("http", "grpc", "grpc", "speaks gRPC. If that is the port of gRPC, write grpc://{}; "),
+        ("grpc", "http", "http", "If that is the port of HTTP, write http://{}; "),
+    ],
+)
+def test_the_port_of_the_other_protocol_says_what_to_write(summing, wrong, port, right, words):
+    address = getattr(summing, port)
+    with (
+        Client(f"{wrong}://{address}", "sum_stream", timeout_s=20) as client,
+        pytest.raises(Unreachable) as raised,
+    ):
+        client.infer(X)
+    assert words.format(address) in str(raised.value)
+    assert "\\x" not in str(raised.value), "bytes of the other protocol"
+    assert "sum_stream" in {
+        state.name for state in list_models(f"{right}://{address}", timeout_s=20)
+    }
+
+
+@pytest.mark.live
+def test_the_port_of_the_metrics_is_no_servers(scheme, summing):
+    url = f"{scheme}{summing.metrics}"
+    with Client(url, "sum_stream", timeout_s=20) as client:
+        for ask in (lambda: client.infer(X), lambda: list_models(url, timeout_s=20)):
+            with pytest.raises(Unreachable, match="8001 for gRPC and 8000 for HTTP"):
+                ask()
+
+
 def test_json_that_is_not_tritons():
     with (
         listening(saying(page("200 OK", "[1, 2]"))) as port,

@@ -211,7 +211,9 @@ def test_what_is_wrong_is_said_and_nothing_is_written(url, tmp_path, capsys, std
     assert main(words) == 1
     assert "no such directory" in capsys.readouterr().err
     assert main([*stream_words(url, "--input", "-"), "--model", "bilstm"]) == 1
-    assert "has no model 'bilstm_stream'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "has no model 'bilstm_stream': 'bilstm' takes whole sequences alone" in said
+    assert "with streaming = true. Served there: lstm_random_stream, lstm_stream" in said
     stdin(text(X[:1]), b"nan 1 2 3 4 5 6\n")
     assert main(stream_words(url, "--input", "-", "--output", target)) == 1
     assert "is nan" in capsys.readouterr().err

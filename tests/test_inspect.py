@@ -240,9 +240,13 @@ def test_the_double_has_no_method_that_tensorrt_lacks():
     assert {name for name in vars(Double) if not name.startswith("_")} - real == set()
 
 
-def test_a_plan_has_its_card_and_says_why_tensorrt_cannot_look_into_it(look, tmp_path, monkeypatch):
+def test_a_plan_has_its_card_and_says_why_tensorrt_cannot_look_into_it(
+    look, say, tmp_path, monkeypatch
+):
     folder = build_it(tmp_path, ("onnxruntime", "tensorrt_rtx"))
     monkeypatch.setattr("looprnn.engines.tensorrt.no_gpu", lambda device=0: "no GPU, says the test")
+    for words in ("tensorrt_rtx  model.rtx.plan ", "onnxruntime   model.onnx "):
+        assert words in say("small"), "a name is broken in 80 columns"
     found = look(folder / "model.rtx.plan")
     assert [c["engine"] for c in found["engines"]] == ["tensorrt_rtx"]
     assert found["layers"] == look("small")["layers"]

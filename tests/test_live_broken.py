@@ -73,8 +73,10 @@ BROKEN = {
     "bilstm": (never_built, "no engine was built here"),
     "lstm_random": (another_file, "truncated or replaced since it was built"),
     "bilstm_random": (engine_not_built, "asks for the engine 'tensorrt'; built are"),
-    "relu_rnn_random": (plan_from_elsewhere, "no engine of relu_rnn_random runs here"),
+    "relu_rnn_random": (plan_from_elsewhere, "the engine 'tensorrt_rtx', which cannot run here"),
 }
+# What to type, where it is not a build: that would not bring the GPU.
+TYPE = {"relu_rnn_random": 'onnxruntime can: write "auto" there'}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,21 @@ def test_a_broken_model_says_why_and_what_to_type(broken, name, protocol):
     with pytest.raises(NotReady) as caught, Client(url, model=name, timeout_s=10) as client:
         client.infer(x)
     assert BROKEN[name][1] in str(caught.value)
-    assert "build_engines.py" in str(caught.value)
+    assert TYPE.get(name, "uild it: python build_engines.py ") in str(caught.value)
+    assert "Then start the server again: Ctrl-C, then looprnn serve" in str(caught.value)
+
+
+def test_a_model_built_while_the_server_runs_needs_another_start(tmp_path, whole):
+    shutil.copytree(whole / "lstm", tmp_path / "lstm")
+    with Server(tmp_path) as server:
+        shutil.copytree(whole / "tanh_rnn", tmp_path / "tanh_rnn")
+        for url in (server.grpc, f"http://{server.http}"):
+            with pytest.raises(NotReady) as caught, Client(url, "tanh_rnn", timeout_s=10) as client:
+                client.infer(parity.draw_inputs(VARIANTS["tanh_rnn"], 1, 2)["input"])
+            assert "Start it again: Ctrl-C, then looprnn serve" in str(caught.value)
+            assert str(caught.value).endswith("Served there: lstm")
+    with Server(tmp_path) as server, Client(server.grpc, "tanh_rnn", timeout_s=10) as client:
+        client.infer(parity.draw_inputs(VARIANTS["tanh_rnn"], 1, 2)["input"])
 
 
 def test_the_whole_model_is_served_beside_them(broken):

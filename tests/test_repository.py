@@ -137,14 +137,19 @@ def test_auto_takes_what_runs_here_and_a_named_engine_never_falls_back(tmp_path,
     cards = Cards.read(tmp_path / "small/1")
     monkeypatch.setattr("looprnn.engines.tensorrt.no_gpu", lambda device=0: "no GPU, says the test")
     assert engines.choose(cards, "auto") == "onnxruntime"
-    with pytest.raises(EngineError, match="tensorrt_rtx: no GPU, says the test"):
+    why = 'here: no GPU, says the test. onnxruntime can: write "auto" there'
+    with pytest.raises(EngineError, match=f"'tensorrt_rtx', which cannot run {why}") as refused:
         engines.choose(cards, "tensorrt_rtx")
+    assert "build_engines" not in str(refused.value), "a build brings no GPU"
     with pytest.raises(EngineMissing, match="asks for the engine 'tensorrt'; built are: "):
         engines.choose(cards, "tensorrt")
-    with pytest.raises(EngineError, match="no engine of small runs here"):
-        engines.choose(
-            Cards(spec=SPEC, engines={"tensorrt_rtx": cards.engines["tensorrt_rtx"]}), "auto"
-        )
+    with pytest.raises(EngineMissing, match="'fussed'; there are: auto, tensorrt, "):
+        engines.choose(cards, "fussed")
+    alone = Cards(spec=SPEC, engines={"tensorrt_rtx": cards.engines["tensorrt_rtx"]})
+    for wanted in ("auto", "tensorrt_rtx"):
+        words = "no engine of small runs here. tensorrt_rtx: no GPU, says the test"
+        with pytest.raises(EngineError, match=words):
+            engines.choose(alone, wanted)
 
 
 @pytest.mark.parametrize("asked", ["onnxruntime", "tensorrt_rtx", "auto"])

@@ -101,7 +101,7 @@ def test_a_signal_to_serve_stops_the_server(models, number, status):
         (leader,) = children(command.pid)
         assert len(group(leader)) > 1
         command.send_signal(number)
-        command.stdout.read()
+        assert command.stdout.read() == "stopping: what is in flight is answered first\n"
     assert command.returncode == status
     wait_until(lambda: group(leader) == [], "the server lives on")
 

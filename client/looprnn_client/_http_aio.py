@@ -37,12 +37,15 @@ T = TypeVar("T")
 CODES = {
     400: Code.INVALID,
     404: Code.NOT_FOUND,
+    405: Code.UNREACHABLE,  # Triton's metrics port says so
     503: Code.UNAVAILABLE,
     504: Code.TIMEOUT,
 }
 CONNECTIONS = 64  # at most, opened as calls overlap; further calls wait, within their timeout
 CLOSED = "the connection was closed"
 FAREWELL_S = 1.0  # for what nobody waits for
+# Type, flags and stream of the frame that a gRPC server greets with, as aiohttp shows it
+SETTINGS = repr(b"\x04\x00\x00\x00\x00\x00")[2:-1]
 LARGE = 1 << 20  # aiohttp sends such a body in parts, so as not to hold up its other calls
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
@@ -234,6 +237,9 @@ def failure(error: Exception) -> Failure:
         return Failure(Code.TIMEOUT, "no complete answer")
     if isinstance(error, OSError | aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
         return Failure(Code.BROKEN, str(error) or type(error).__name__)
+    if isinstance(error, aiohttp.ClientResponseError):  # its words are a dump of what came
+        what = "gRPC" if SETTINGS in error.message else "no HTTP"
+        return Failure(Code.UNREACHABLE, f"what answers there speaks {what}")
     # parsers of HTTP and JSON raise anything from KeyError to RuntimeError
     words = f"what answers there is not Triton's HTTP protocol ({type(error).__name__}: {error})"
     return Failure(Code.UNREACHABLE, words)

@@ -179,6 +179,8 @@ class Core:
                 config = yield from self.again(
                     deadline, lambda: self.transport.config(model, left(deadline)), patient
                 )
+                if config is None:  # Triton's metrics port says yes to any GET
+                    raise Failure(Code.UNREACHABLE, "it says nothing when asked for the model")
                 known = self._signatures[model] = Signature.from_config(model, config)
             return known
         finally:

@@ -28,6 +28,16 @@ STREAM_GONE = re.compile(r"stream \S+: (unknown|expired)\b")
 STREAM_REFUSED = "stream refused: "
 NO_START = "must specify the START flag"  # Triton's own words for a sequence it does not know
 
+SUFFIX = "_stream"  # how the name of a model that holds streams ends
+
+# scheme → the other protocol and its scheme
+OTHER = {
+    "grpc": ("HTTP", "http"),
+    "grpcs": ("HTTP", "https"),
+    "http": ("gRPC", "grpc"),
+    "https": ("gRPC", "grpcs"),
+}
+
 # when even its list fails so
 NO_SERVER = (Code.UNAVAILABLE, Code.UNREACHABLE, Code.BROKEN, Code.TIMEOUT)
 
@@ -63,7 +73,7 @@ def explain(
             "Give a longer timeout_s, or see whether the server is overloaded"
         )
     if failure.code is Code.UNREACHABLE or (failure.code is Code.BROKEN and model is None):
-        return _unreachable(url, words)
+        return _unreachable(url, failure)
     if failure.code is Code.INVALID and "unknown model" not in words:
         return BadInput(f"{model} at {url} refused the request: {words}")
     if failure.code is Code.INTERNAL or model is None:
@@ -72,7 +82,9 @@ def explain(
         models = yield from index
     except Failure as second:
         if failure.code in (Code.BROKEN, Code.UNAVAILABLE) and second.code in NO_SERVER:
-            return _unreachable(url, words)
+            return _unreachable(url, failure)
+        if second.code is Code.UNREACHABLE:  # what it said of the model was no Triton's either
+            return _unreachable(url, second)
         return ServerError(f"{url}: {words} (nor can its list of models be read: {second.words})")
     return _about_the_model(words, url, model, models)
 
@@ -86,28 +98,53 @@ def _about_the_model(
     words: str, url: str, model: str, models: Sequence[ModelState]
 ) -> LoopRNNClientError:
     versions = [state for state in models if state.name == model]
+    names = sorted({state.name for state in models})
+    ready = sorted({state.name for state in models if state.state == "READY"})
     if not versions:
-        names = sorted({state.name for state in models})
+        whole = model.removesuffix(SUFFIX)
+        if whole != model and whole in names:
+            return UnknownModel(
+                f"{url} has no model {model!r}: {whole!r} takes whole sequences alone. A "
+                "variant whose layers all run forward holds streams with streaming = true. "
+                f"{_served([name for name in ready if name.endswith(SUFFIX)])}"
+            )
         has = "It has none at all"
         if names:
             has = f"Did you mean {nearest(model, names)!r}? It has: {', '.join(names)}"
         return UnknownModel(f"{url} has no model {model!r}. {has}")
-    if not any(state.state == "READY" for state in versions):
-        said = "; ".join(
-            f"version {state.version or '?'} is {state.state or 'not loaded'}"
-            + (f": {headline(state.reason)}" if state.reason else "")
-            for state in versions
+    if any(state.state == "READY" for state in versions):
+        return ServerError(
+            f"{model} at {url}: {words} (the server lists the model as READY: try again)"
         )
-        return NotReady(f"{url} has {model!r}, but it cannot serve it: {said}")
-    return ServerError(
-        f"{model} at {url}: {words} (the server lists the model as READY: try again)"
+    if not any(state.state or state.reason for state in versions):
+        return NotReady(
+            f"{model!r} is in the repository of {url}, but that server has not loaded it: it loads "
+            "what is there when it starts. Start it again: Ctrl-C, then looprnn serve. "
+            f"{_served(ready)}"
+        )
+    said = "; ".join(
+        f"version {state.version or '?'} is {state.state or 'not loaded'}"
+        + (f": {headline(state.reason)}" if state.reason else "")
+        for state in versions
     )
+    then = ""
+    if any(state.state == "UNAVAILABLE" for state in versions):
+        then = ". Then start the server again: Ctrl-C, then looprnn serve"
+    return NotReady(f"{url} has {model!r}, but it cannot serve it: {said}{then}")
 
 
-def _unreachable(url: str, words: str) -> Unreachable:
+def _served(names: Sequence[str]) -> str:
+    """What a caller may take instead."""
+    return f"Served there: {', '.join(names) or 'none'}"
+
+
+def _unreachable(url: str, failure: Failure) -> Unreachable:
+    scheme, _, address = url.rpartition("://")
+    other, its = OTHER.get(scheme, OTHER["grpc"])
+    start = "" if failure.code is Code.UNREACHABLE else "Start one: looprnn serve. "
     return Unreachable(
-        f"no Triton server answers at {url}: {words}. Is it running, and is this the port of this "
-        "protocol? Triton's own are 8001 for gRPC and 8000 for HTTP"
+        f"no Triton server answers at {url}: {failure.words}. {start}If that is the port of "
+        f"{other}, write {its}://{address}; Triton's own are 8001 for gRPC and 8000 for HTTP"
     )
 
 
@@ -117,5 +154,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def headline(reason: str) -> str:
-    """The server's reason without the traceback that its Python backend adds to it."""
-    return reason.split("\n\nAt:")[0].strip()
+    """The server's reason without its wrapping: the exception's class and Python's stack."""
+    words = reason.removeprefix("Internal: ").removeprefix("TritonModelException: ")
+    return words.split("\n\nAt:")[0].strip()

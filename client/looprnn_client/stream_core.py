@@ -19,7 +19,13 @@ import numpy as np
 from looprnn_client.core import AGAIN, Core
 from looprnn_client.drive import Plan
 from looprnn_client.errors import BadInput, LoopRNNClientError, StreamLost
-from looprnn_client.explain import BAD_INPUT, ENGINE_FAILED, STREAM_REFUSED, is_stream_gone
+from looprnn_client.explain import (
+    BAD_INPUT,
+    ENGINE_FAILED,
+    STREAM_REFUSED,
+    SUFFIX,
+    is_stream_gone,
+)
 from looprnn_client.result import Result
 from looprnn_client.signature import Signature
 from looprnn_client.state import StreamState
@@ -27,7 +33,6 @@ from looprnn_client.timing import enter, left, pauses, seconds
 from looprnn_client.transport import Call, Failure, Tensor
 
 T = TypeVar("T")
-SUFFIX = "_stream"
 NOT_APPLIED = (BAD_INPUT, ENGINE_FAILED, STREAM_REFUSED)  # the server says so itself
 
 

@@ -40,8 +40,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
         console.print(greeting(server, server.models()), soft_wrap=True)
         try:
             keep_serving(server, lambda said: console.print(escape(said), soft_wrap=True))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as end:  # SystemExit: see cli._signals_end_it
             console.print("stopping: what is in flight is answered first")
+            if isinstance(end, SystemExit):
+                raise
             return 0
 
 

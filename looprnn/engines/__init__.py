@@ -172,26 +172,21 @@ def choose(
 
     With the version's folder, "auto" on a host with a GPU times all that run here on a typical
     request, says the table and takes the fastest. Raises EngineMissing, or EngineError that says
-    why each candidate cannot run. Never falls back
-    silently.
+    why each candidate cannot run. Never falls back silently.
     """
     variant = cards.spec.name
-    if wanted != "auto" and wanted not in cards.engines:
+    built = [name for name in ENGINES if name in cards.engines]
+    asked = f"config.pbtxt asks for the engine {wanted!r}"
+    if wanted not in ("auto", *ENGINES):
+        raise EngineMissing(f"{asked}; there are: {', '.join(('auto', *ENGINES))}. Write one there")
+    if wanted not in ("auto", *built):
         raise EngineMissing(
-            f"config.pbtxt asks for the engine {wanted!r}; built are: "
-            f"{', '.join(cards.engines) or 'none'}. "
-            f"Build it: python build_engines.py --variant {variant} --engine {wanted}"
+            f'{asked}; built are: {", ".join(built) or "none"}. Write "auto" there, or build it: '
+            f"python build_engines.py --variant {variant} --engine {wanted}"
         )
-    candidates = (
-        [name for name in ENGINES if name in cards.engines] if wanted == "auto" else [wanted]
-    )
-    reasons, able = [], []
-    for name in candidates:
-        reason = cannot_run(name, cards.engines[name], device)
-        if reason is None:
-            able.append(name)
-        else:
-            reasons.append(f"{name}: {reason}")
+    candidates = built if wanted == "auto" else [wanted]
+    reasons = {name: cannot_run(name, cards.engines[name], device) for name in candidates}
+    able = [name for name, reason in reasons.items() if reason is None]
     on_gpu = any(cards.engines[name].capabilities for name in able)
     if folder is not None and len(able) > 1 and on_gpu:
         from looprnn.engines import fastest
@@ -203,7 +198,13 @@ def choose(
         return min(seconds, key=lambda name: seconds[name], default=able[0])
     if able:
         return able[0]
+    others = [name for name in built if name not in reasons]
+    if can := [name for name in others if cannot_run(name, cards.engines[name], device) is None]:
+        raise EngineError(
+            f"{asked}, which cannot run here: {reasons[wanted]}. {' and '.join(can)} can: write "
+            '"auto" there, which takes what runs'
+        )
     raise EngineError(
-        f"no engine of {variant} runs here. {'; '.join(reasons)}. "
+        f"no engine of {variant} runs here. {'; '.join(f'{n}: {r}' for n, r in reasons.items())}. "
         f"Build one here: python build_engines.py --variant {variant}"
     )
