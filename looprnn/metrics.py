@@ -1,8 +1,9 @@
 """EngineMetrics: what each run of the engine did, on Triton's /metrics; see docs/metrics.md.
 
-Triton 24.10 knows counters and gauges only, so a histogram is counters labelled `le`, as Prometheus
-itself stores it. A counter's step is a message to tritonserver, and an observation must cost next
-to nothing: observations are summed here, and a thread tells Triton once a second what has changed.
+The embedded Triton, 24.10, knows counters and gauges only, so a histogram is counters labelled
+`le`, as Prometheus itself stores it. A counter's step is a message to tritonserver, and an
+observation must cost next to nothing: observations are summed here, and a thread tells Triton once
+a second what has changed.
 """
 
 import threading

@@ -91,7 +91,8 @@ class Server:
     def __enter__(self) -> Self:
         if not self.repository.is_dir():
             raise ServerError(
-                f"{self.repository}: no such model repository. Type: python build_engines.py"
+                f"{self.repository}: no such model repository. Type: python build_engines.py, or "
+                "--repository DIR where it lies elsewhere"
             )
         if not any(folder.is_dir() for folder in self.repository.iterdir()):
             raise ServerError(

@@ -1,4 +1,4 @@
-"""Keeps a tritonserver serving: Triton 24.10 starts no model process anew that died.
+"""Keeps a tritonserver serving: Triton starts no model process anew that died (24.10, measured).
 
 A request in flight at a dead process is answered with an error within a second, and so is every
 later one. So the processes are watched from here. One that died, that a signal stopped or that its

@@ -28,6 +28,8 @@ def load_spec(path: Path) -> RNNSpec:
     except FileNotFoundError:
         there = sorted(p.stem for p in path.parent.glob("*.toml"))
         hint = f" There are: {', '.join(there)}." if there else ""
+        if not path.parent.is_dir():
+            hint = f" There is no {path.parent} here. Type it where that is, or --variants DIR"
         if (variant := variant_of(path.stem)) != path.stem and variant in there:
             hint = f" It is built along with its variant: {variant}."
         raise SpecError(f"{path}: no such variant.{hint}") from None

@@ -32,9 +32,11 @@ def build(tmp_path: Path, *arguments: object, engine: str = "onnxruntime") -> in
 def test_the_command_builds_and_says_what_happened(tmp_path, capsys):
     spec = variant_file(tmp_path)
     assert build(tmp_path, "--spec", spec) == 0
-    assert "built" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "built" in said and "Serve it: looprnn serve. One that runs serves it once" in said
     assert build(tmp_path, "--spec", spec) == 0
-    assert "unchanged" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "unchanged" in said and "Serve it" not in said
     assert (tmp_path / "repository/mine/1/model.onnx").exists()
 
 
@@ -42,7 +44,21 @@ def test_the_command_builds_and_says_what_happened(tmp_path, capsys):
     ("arguments", "status", "words"),
     [
         (["build", "--variant", "nothing"], 1, "no such variant"),
-        (["build", "--variants", "/nowhere"], 1, "no variants here"),
+        (
+            ["build", "--variants", "/nowhere"],
+            1,
+            "no variants here, wanted NAME.toml files. Type it ",
+        ),
+        (
+            ["inspect", "lstm", "--variants", "/nowhere"],
+            1,
+            "There is no /nowhere here. Type it where",
+        ),
+        (
+            ["verify", "lstm", "--variants", "/nowhere"],
+            1,
+            "There is no /nowhere here. Type it where",
+        ),
         (["build", "--engine", "tensort"], 2, "invalid choice: 'tensort'"),
         (["build", "--workspace", "much"], 2, "a whole number of at least 0, got 'much'"),
         (["build", "--workspace", "-1"], 2, "a whole number of at least 0, got -1"),

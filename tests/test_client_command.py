@@ -83,14 +83,15 @@ def save_pickle(path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: None, "No such file"),
+        (lambda path: None, "x.npy'?"),
+        (lambda path: path.mkdir(), "is a directory, wanted a file"),
         (lambda path: path.write_bytes(b""), "not a .npy file"),
         (lambda path: path.write_bytes(b"rubbish"), "not a .npy file"),
         (save_pickle, "not a .npy file"),
         (lambda path: np.savez(path.open("wb"), X), "several arrays"),
         (lambda path: np.save(path, X.astype(np.float64)), "astype"),
     ],
-    ids=["missing", "empty", "rubbish", "pickle", "npz", "float64"],
+    ids=["missing", "directory", "empty", "rubbish", "pickle", "npz", "float64"],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_command_with_a_bad_file(pretend, tmp_path, capsys, make, words):
@@ -100,6 +101,24 @@ def test_command_with_a_bad_file(pretend, tmp_path, capsys, make, words):
     assert words in said and "Traceback" not in said
     assert not (tmp_path / "y.npz").exists()
     assert "infer" not in pretend.asked
+
+
+def test_command_with_a_missing_file_where_there_is_none_to_mean(pretend, tmp_path, capsys):
+    assert main(infer_command(tmp_path, input=tmp_path / "none" / "x.npy")) == 1
+    assert "Write one with np.save, or try the model with --random" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", [None, TOKENS], ids=["numbers", "ids"])
+def test_command_draws_what_it_has_no_file_for(pretend, tmp_path, model):
+    pretend.model = model or pretend.model
+    words = ["--model", "lstm", "--random", "2", "4", "--output", str(tmp_path / "y.npz")]
+    drawn = []
+    for _ in range(2):
+        assert main(["infer", *words]) == 0
+        drawn.append(pretend.inputs["input"])
+    assert [x.shape for x in drawn] == 2 * [(2, 4) if model else (2, 4, 7)]
+    assert drawn[0].dtype == (np.int32 if model else np.float32)
+    assert (drawn[0] != drawn[1]).any(), "no two are equal"
 
 
 def test_command_into_no_directory(pretend, tmp_path, capsys):
@@ -118,6 +137,15 @@ def test_command_lists_models(pretend, capsys):
     ]
 
 
+def test_command_without_an_address_asks_this_machine(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "looprnn_client.client.connect", lambda line: asked.append(line) or Fake(models=READY)
+    )
+    assert main(["models"]) == 0
+    assert [(line.scheme, line.address) for line in asked] == [("grpc", "localhost:8001")]
+
+
 def test_command_without_a_server(tmp_path, capsys):
     assert main(infer_command(tmp_path)) == 1
     assert main(command("models", "--url", "http://127.0.0.1:1")) == 1
@@ -126,7 +154,17 @@ def test_command_without_a_server(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["infer"], ["models"], ["models", "--url", "a:1", "--timeout", "soon"], ["fly"]]
+    "words",
+    [
+        [],
+        ["infer"],
+        ["infer", "--model", "m", "--output", "y.npz"],
+        ["infer", "--model", "m", "--output", "y.npz", "--input", "x.npy", "--random", "1", "2"],
+        ["infer", "--model", "m", "--output", "y.npz", "--random", "0", "2"],
+        ["stream", "--model", "m"],
+        ["models", "--url", "a:1", "--timeout", "soon"],
+        ["fly"],
+    ],
 )
 def test_command_used_wrongly(words, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -44,7 +44,8 @@ def text(rows):
 
 
 def taken(source, signature=FLOATS, most=4, raw=False):
-    return list(chunks(str(source), signature, most, raw=raw))
+    source = source if isinstance(source, int) else str(source)
+    return list(chunks(source, signature, most, raw=raw))
 
 
 def write_wav(path, frames, channels=1, size=2):
@@ -67,6 +68,11 @@ def test_an_array_is_cut_into_chunks(tmp_path, array):
 def test_an_array_of_ids(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(9))
     np.testing.assert_array_equal(np.concatenate(taken(tmp_path / "x.npy", IDS), 1), [range(9)])
+
+
+def test_random_steps_are_cut_into_chunks():
+    assert [c.shape for c in taken(9)] == [(1, 4, 7), (1, 4, 7), (1, 1, 7)]
+    assert np.concatenate(taken(999, IDS), 1).max() == IDS.vocabulary - 1
 
 
 def test_text_is_sent_as_it_comes_and_lines_may_be_torn(stdin):
@@ -134,7 +140,7 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "x.wav").write_bytes(b"RIFF....")
     np.save(tmp_path / "two.npy", np.zeros((2, 5, 7), np.float32))
     for source, words in [
-        (tmp_path / "none.npy", "No such file"),
+        (tmp_path / "none.npy", "no such file. Did you mean .*/two.npy"),
         (tmp_path / "x.wav", "not a .wav of PCM"),
         (tmp_path / "two.npy", r"a stream is one sequence: \[T, I\] or \[1, T, I\]"),
         (write_wav(tmp_path / "s.wav", bytes(8), channels=2), "has 2 channels, but m takes 7"),

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from cases import CASES
+from looprnn_client.cli import main as ask
 from rich.console import Console
 from small_variant import run
 from test_tensorrt_session import Double, HostCuda, session_on_the_host
@@ -106,6 +108,19 @@ def test_a_signal_to_serve_stops_the_server(models, number, status):
     wait_until(lambda: group(leader) == [], "the server lives on")
 
 
+def test_the_command_that_the_greeting_gives_works_as_it_stands(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with serve(models) as command:
+        while "looprnn-client infer" not in (line := command.stdout.readline()):
+            assert line, "it ended before it served"
+        program, *words = line.split()
+        assert (program, ask(words)) == ("looprnn-client", 0)
+        command.send_signal(signal.SIGINT)
+        command.stdout.read()
+    with np.load("y.npz") as answer:
+        assert answer["output"].shape == (2, 3, 4)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_server_that_is_still_starting_is_left_by_nobody(models, number):
     with serve(models) as command:
@@ -191,27 +206,43 @@ def test_an_empty_repository_says_what_to_type(tmp_path, capsys):
     assert f"{tmp_path}: no model in this repository. Type: python build_engines.py" in said
 
 
-ADDRESSES = SimpleNamespace(grpc="h:1", http="h:2", metrics="h:3")
+@pytest.fixture
+def serving(tmp_path, models):
+    """serving(good="", broken="why"): the greeting of a server of these, all of them built."""
+
+    def say(**reasons):
+        for name in reasons:
+            shutil.copytree(models / "small", tmp_path / name, dirs_exist_ok=True)
+        return greeting_of(tmp_path, **reasons)
+
+    return say
 
 
-def test_the_greeting_names_a_served_model_and_its_command_never_wraps(capsys):
-    text = greeting(ADDRESSES, {"broken": "broken: why [not]", "good": ""})
+def greeting_of(repository: Path, **reasons: str) -> str:
+    addresses = SimpleNamespace(grpc="h:1", http="h:2", metrics="h:3", repository=repository)
+    return greeting(addresses, reasons)
+
+
+def test_the_greeting_names_a_served_model_and_its_command_never_wraps(serving, capsys):
+    text = serving(broken="broken: why [not]", good="")
     Console(width=30).print(text, soft_wrap=True)
     lines = capsys.readouterr().out.splitlines()
     assert "broken: not served why [not]" in lines
-    assert "  looprnn-client infer --url h:1 --model good --input x.npy --output y.npz" in lines
+    assert "  looprnn-client infer --url h:1 --model good --random 2 3 --output y.npz" in lines
 
 
-def test_the_greeting_says_how_to_stream_only_where_a_stream_model_is_served():
-    ask = "looprnn-client stream --url h:1 --model good --input x.npy"
-    text = greeting(ADDRESSES, {"good_stream": "", "good": ""})
+def test_the_greeting_says_how_to_stream_only_where_a_stream_model_is_served(serving):
+    ask = "looprnn-client stream --url h:1 --model good --random 3\n"
+    text = serving(good_stream="", good="")
     assert ask in text and "infer --url h:1 --model good " in text
-    assert "client stream" not in greeting(ADDRESSES, {"good_stream": "why", "good": ""})
-    assert "client stream" not in greeting(ADDRESSES, {"up_stream": ""}), "its own name, no stream"
+    assert "client stream" not in serving(good_stream="why", good="")
+    assert "client stream" not in serving(up_stream=""), "its own name, no stream"
 
 
-def test_the_greeting_of_a_server_of_nothing_offers_no_command():
-    assert "looprnn-client" not in greeting(ADDRESSES, {"broken": "why"})
+def test_the_greeting_of_a_server_of_nothing_offers_no_command(serving, tmp_path):
+    assert "looprnn-client" not in serving(broken="why")
+    shutil.rmtree(tmp_path / "broken/1")
+    assert "looprnn-client" not in greeting_of(tmp_path, broken=""), "another's model"
 
 
 def test_a_reason_loses_tritons_wrapping():

@@ -66,7 +66,8 @@ def selected(options: argparse.Namespace) -> list[Path]:
     paths = paths or sorted(options.variants.glob("*.toml"))
     if not paths:
         raise SpecError(
-            f"{options.variants}: no variants here, wanted NAME.toml files. Type: --spec FILE"
+            f"{options.variants}: no variants here, wanted NAME.toml files. Type it where "
+            "variants/ is, or --variants DIR, or --spec FILE"
         )
     return paths
 
@@ -147,6 +148,9 @@ def report(outcomes: list[Outcome], left_out: dict[str, str], console: Console) 
     errors = Console(stderr=True)
     for o in failed:
         errors.print(f"[red]{o.variant}, {o.engine}[/]: {escape(o.message)}", soft_wrap=True)
+    if any(o.status == "built" for o in outcomes):
+        serve = "Serve it: looprnn serve. One that runs serves it once it is started again"
+        console.print(serve, soft_wrap=True)
     return 1 if failed else 0
 
 

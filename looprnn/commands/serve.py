@@ -1,12 +1,17 @@
 """looprnn serve: a tritonserver on the model repository, until Ctrl-C."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from looprnn.card import Cards
 from looprnn.commands import whole
+from looprnn.errors import EngineError
+from looprnn.profile import Profile
+from looprnn.repository import built_versions
 from looprnn.server import FLAGS, Server
 from looprnn.supervisor import keep_serving
 
@@ -58,10 +63,21 @@ def greeting(server: Server, models: dict[str, str]) -> str:
     lines.append(f"gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}/metrics.")
     served = [name for name, reason in models.items() if not reason]
     streamed = [name for name in served if name.removesuffix("_stream") in models.keys() - {name}]
-    if whole_ones := [name for name in served if name not in streamed]:
-        ask = f"--url {server.grpc} --model {whole_ones[0]} --input x.npy --output y.npz"
+    for name, sizes in built(server.repository, [n for n in served if n not in streamed]):
+        size = f"{sizes.batch.opt} {sizes.time.opt}"
+        ask = f"--url {server.grpc} --model {name} --random {size} --output y.npz"
         lines += ["Ask it:", f"  looprnn-client infer {ask}"]
-    if streamed:
-        ask = f"--url {server.grpc} --model {streamed[0].removesuffix('_stream')} --input x.npy"
+    for name, sizes in built(server.repository, streamed):
+        model = name.removesuffix("_stream")
+        ask = f"--url {server.grpc} --model {model} --random {sizes.time.opt}"
         lines += ["Or chunk by chunk, its state kept here:", f"  looprnn-client stream {ask}"]
     return "\n".join([*lines, "Ctrl-C stops it."])
+
+
+def built(repository: Path, models: list[str]) -> list[tuple[str, Profile]]:
+    """The first of these models that looprnn built, with the sizes it is for; or none."""
+    for name in models:
+        for version in reversed(built_versions(repository / name)):
+            with suppress(EngineError):
+                return [(name, Cards.read(repository / name / str(version)).spec.profile)]
+    return []

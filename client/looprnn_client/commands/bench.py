@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from looprnn_client.commands import files, live, server, whole
+from looprnn_client.commands.draw import draw
 from looprnn_client.commands.load import Level, Load, Report
 from looprnn_client.errors import BadInput
 from looprnn_client.signature import Signature
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         client = opened.enter_context(
             server.client(arguments, arguments.model, memory=arguments.memory)
         )
-        pool = draw(client.signature, arguments.batch, arguments.time, arguments.seed)
+        pool = inputs(client.signature, arguments.batch, arguments.time, arguments.seed)
         for x in (min(pool, key=np.size), max(pool, key=np.size)):
             client.infer(x)  # what does not fit says so now
 
@@ -128,15 +129,11 @@ def levels(concurrency: Sequence[int] | None, rate: Sequence[float] | None) -> l
     return [Level(concurrency=most, rate=r) for r in rate]
 
 
-def draw(signature: Signature, batch: int, times: tuple[int, int], seed: int) -> list[Tensor]:
-    """Inputs of `batch` rows, each of a length between `times`: normal numbers, or ids."""
+def inputs(signature: Signature, batch: int, times: tuple[int, int], seed: int) -> list[Tensor]:
+    """POOL of them, of `batch` rows, each of a length between `times`."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(times[0], times[1], POOL, endpoint=True)
-    if signature.vocabulary is not None:
-        most = signature.vocabulary
-        return [rng.integers(0, most, (batch, t)).astype(np.int32) for t in lengths]
-    width = signature.takes["input"][1]
-    return [rng.standard_normal((batch, t, width), np.float32) for t in lengths]
+    return [draw(signature, batch, int(t), rng) for t in lengths]
 
 
 def cells(reports: Sequence[Report]) -> list[list[str]]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from looprnn_client.commands import files
+from looprnn_client.commands.draw import draw
 from looprnn_client.errors import BadInput
 from looprnn_client.signature import Signature
 
@@ -28,12 +29,17 @@ READ = 1 << 16
 SCALE = {1: 128.0, 2: 2.0**15, 3: 2.0**31, 4: 2.0**31}  # by bytes a sample; 3 are widened to 4
 
 
-def chunks(source: str, signature: Signature, most: int, *, raw: bool) -> Iterator[NDArray[Any]]:
-    """Chunks of at most `most` steps. Raises BadInput that names the file and the place in it."""
+def chunks(
+    source: str | int, signature: Signature, most: int, *, raw: bool
+) -> Iterator[NDArray[Any]]:
+    """Chunks of at most `most` steps; of as many random ones, where source is a number. Raises
+    BadInput that names the file and the place in it."""
     if source == STDIN:
         steps = _raw(sys.stdin.buffer, signature) if raw else _text(sys.stdin.buffer, signature)
     elif raw:
-        raise BadInput(f"--raw is for standard input, {source} says itself what it holds")
+        raise BadInput(f"--raw is for standard input alone, --input -; got {source}")
+    elif isinstance(source, int):
+        steps = iter(draw(signature, 1, source, np.random.default_rng()))
     elif Path(source).suffix.lower() == ".wav":
         steps = _wav(Path(source), signature, most)
     else:
@@ -57,6 +63,7 @@ def _whole(path: Path, signature: Signature) -> NDArray[Any]:
 
 def _wav(path: Path, signature: Signature, most: int) -> Iterator[NDArray[np.float32]]:
     width = _width(signature, path)
+    files.check_source(path)
     try:
         with wave.open(str(path), "rb") as file:
             channels, size = file.getnchannels(), file.getsampwidth()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from looprnn_client import Result
 from looprnn_client.errors import BadInput
+from looprnn_client.explain import nearest
 
 
 def check_target(target: Path) -> None:
@@ -22,8 +23,21 @@ def check_target(target: Path) -> None:
         raise BadInput(f"{target.parent}: no such directory to write {target.name} into")
 
 
+def check_source(path: Path) -> None:
+    """Raises BadInput for a path that is no file, with what may have been meant."""
+    if path.is_dir():
+        raise BadInput(f"{path}: is a directory, wanted a file")
+    if not path.exists():
+        there = [str(p) for p in path.parent.glob(f"*{path.suffix}")]
+        hint = "Write one with np.save, or try the model with --random instead of --input"
+        if there:
+            hint = f"Did you mean {nearest(str(path), there)!r}?"
+        raise BadInput(f"{path}: there is no such file. {hint}")
+
+
 def load(path: Path) -> NDArray[Any]:
     """One array from a .npy file; pickles are never opened. Raises BadInput."""
+    check_source(path)
     try:
         loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -12,8 +12,9 @@ from looprnn_client import TLS, Client
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
-        required=True,
-        help="localhost:8001 (gRPC) or http://localhost:8000; grpcs:// and https:// over TLS",
+        default="localhost:8001",
+        help="default: %(default)s, which is gRPC; http://localhost:8000; grpcs:// and https:// "
+        "over TLS",
     )
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (5)")
     parser.add_argument(

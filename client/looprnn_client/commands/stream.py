@@ -29,12 +29,13 @@ LAST, SHOWN = 12, 6  # steps and values of a step in the table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="lstm is streamed as lstm_stream")
-    parser.add_argument(
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument(
         "--input",
-        required=True,
         metavar="FILE",
         help=".npy [T, I]; .wav; or - for standard input: a line of I numbers a step",
     )
+    given.add_argument("--random", type=whole, metavar="T", help="no file: T random steps")
     parser.add_argument(
         "--raw", action="store_true", help="standard input is little-endian float32 (ids: int32)"
     )
@@ -55,7 +56,10 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     for target in (arguments.output, arguments.save_state):
         if target is not None:
             files.check_target(target)
-    state = None if arguments.resume is None else StreamState.load(arguments.resume)
+    state = None
+    if arguments.resume is not None:
+        files.check_source(arguments.resume)
+        state = StreamState.load(arguments.resume)
     model = stream_name(arguments.model)
     took: list[float] = []
     kept: list[Result] = []
@@ -70,7 +74,9 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
             if state is None
             else client.resume(state, model, outputs=outputs)
         )
-        source = chunks(arguments.input, signature, arguments.chunk, raw=arguments.raw)
+        source = chunks(
+            arguments.input or arguments.random, signature, arguments.chunk, raw=arguments.raw
+        )
         board = opened.enter_context(live.board()) if live.on_terminal() else None
         last: deque[list[str]] = deque(maxlen=LAST)
         try:
