@@ -29,7 +29,7 @@ def load_spec(path: Path) -> RNNSpec:
         there = sorted(p.stem for p in path.parent.glob("*.toml"))
         hint = f" There are: {', '.join(there)}." if there else ""
         if not path.parent.is_dir():
-            hint = f" There is no {path.parent} here. Type it where that is, or --variants DIR"
+            hint = f" There is no folder {path.parent}. Type it where that is, or --variants DIR"
         if (variant := variant_of(path.stem)) != path.stem and variant in there:
             hint = f" It is built along with its variant: {variant}."
         raise SpecError(f"{path}: no such variant.{hint}") from None

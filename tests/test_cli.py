@@ -52,12 +52,12 @@ def test_the_command_builds_and_says_what_happened(tmp_path, capsys):
         (
             ["inspect", "lstm", "--variants", "/nowhere"],
             1,
-            "There is no /nowhere here. Type it where",
+            "There is no folder /nowhere. Type it where",
         ),
         (
             ["verify", "lstm", "--variants", "/nowhere"],
             1,
-            "There is no /nowhere here. Type it where",
+            "There is no folder /nowhere. Type it where",
         ),
         (["build", "--engine", "tensort"], 2, "invalid choice: 'tensort'"),
         (["build", "--workspace", "much"], 2, "a whole number of at least 0, got 'much'"),
