@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from looprnn import importers
 from looprnn.errors import SpecError, WeightsError
-from looprnn.spec import Layer, Range, RNNSpec
+from looprnn.profile import sizes
+from looprnn.spec import Layer, RNNSpec
 from looprnn.weights import shapes
 
 SIZES = ("MIN", "OPT", "MAX")
@@ -62,7 +63,7 @@ def _check_free(file: Path, variants: Path, name: str, force: bool) -> None:
 
 def _with_options(spec: RNNSpec, options: argparse.Namespace) -> RNNSpec:
     axes = {axis: getattr(options, axis) for axis in ("batch", "time")}
-    given = {axis: Range(*sizes) for axis, sizes in axes.items() if sizes}
+    given = {axis: sizes(axis, values) for axis, values in axes.items() if values}
     return dataclasses.replace(
         spec,
         lengths=spec.lengths or options.lengths or options.streaming,
@@ -95,4 +96,5 @@ def _runs(layers: tuple[Layer, ...]) -> list[str]:
 
 def _words(layer: Layer) -> str:
     direction = "" if layer.direction == "forward" else f" {layer.direction}"
-    return f"{layer.cell} {layer.hidden_size}{direction}"
+    options = "".join(f", {name} = {value}" for name, value in layer.options.items())
+    return f"{layer.cell} {layer.hidden_size}{direction}{options}"

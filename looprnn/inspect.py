@@ -15,7 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from looprnn import engines, importers, repository, weights
-from looprnn.card import CARDS, Cards, EngineCard
+from looprnn.card import CARDS, Cards
 from looprnn.errors import EngineError, EngineMissing, LoopRNNError, WeightsError
 from looprnn.inspect_tables import Found, show
 from looprnn.spec import Activation, RNNSpec
@@ -54,8 +54,7 @@ def look(what: str, variants: Path, folder: Path, layer: str | None = None) -> F
     if not path.suffix and variant.is_file():
         return _variant(variant, folder, what)
     if path.is_dir():
-        newest = max(repository.built_versions(path), default=None)
-        return _version(path if newest is None else path / str(newest))
+        return _version(_version_of(path))
     if path.name == CARDS:
         return _version(path.parent)
     if path.suffix in (".plan", ".fused"):
@@ -69,6 +68,20 @@ def look(what: str, variants: Path, folder: Path, layer: str | None = None) -> F
         f"{path}: nothing that looprnn reads; known are {', '.join(importers.MODULES)}, .toml, "
         f".plan, .fused, {CARDS} and a version's folder"
     )
+
+
+def _version_of(folder: Path) -> Path:
+    """The folder itself, or the newest version in a model's. Raises EngineMissing."""
+    if (folder / CARDS).is_file():
+        return folder
+    if versions := repository.built_versions(folder):
+        return folder / str(versions[-1])
+    if (folder / "config.pbtxt").is_file():
+        raise EngineMissing(
+            f"{folder}: nothing was built. Type: python build_engines.py --variant "
+            f"{variant_of(folder.resolve().name)}"
+        )
+    raise EngineMissing(f"{folder}: neither a model's folder nor a version's, with {CARDS} in it")
 
 
 # What each kind of thing holds
@@ -209,13 +222,6 @@ def _stream(spec: RNNSpec) -> Found:
 
 def _layer(spec: RNNSpec, k: int) -> Found:
     layer = spec.layers[k]
-    usual = type(layer)(cell=layer.cell, hidden_size=layer.hidden_size)
-    shown = ("cell", "hidden_size", "direction", "activations", "activations_reverse")
-    options = {
-        f.name: getattr(layer, f.name)
-        for f in dataclasses.fields(layer)
-        if f.name not in shown and getattr(layer, f.name) != getattr(usual, f.name)
-    }
     shapes = weights.layer_shapes(layer, spec.layer_input(k))
     matrices = [shape for name, shape in shapes.items() if len(shape) == 2]
     directions = len(layer.directions)
@@ -228,7 +234,7 @@ def _layer(spec: RNNSpec, k: int) -> Found:
         "gates": layer.gates,
         "activations": {d: [_activation(a) for a in layer.activations_of(d)]
                         for d in layer.directions},
-        "options": options,
+        "options": layer.options,
         "parameters": directions * sum(math.prod(shape) for shape in shapes.values()),
         "flops_per_step": directions * sum(2 * math.prod(shape) for shape in matrices),
     }  # fmt: skip
@@ -266,13 +272,9 @@ def _cards(cards: Cards, folder: Path) -> list[Found]:
             state["problem"] = str(error)
         found.append(
             {**dataclasses.asdict(card), "engine": name, "target": card.target,
-             "largest_difference": _worst(card), **state}
+             "largest_difference": card.worst if card.difference else None, **state}
         )  # fmt: skip
     return found
-
-
-def _worst(card: EngineCard) -> float | None:
-    return card.worst if card.difference else None
 
 
 def inspected(name: str, path: Path) -> Any:
@@ -295,6 +297,3 @@ def inspected(name: str, path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-# For people

@@ -4,7 +4,7 @@ I input size, H hidden size, P what a step puts out (H, or proj_size), D directi
 """
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 import numpy as np
@@ -213,6 +213,16 @@ class Layer:
         """
         joined = len(self.directions) if self.merge == "concat" else 1
         return joined * self.state_size("h")
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What makes it another layer than PyTorch's of its cell, size, direction and
+        activations.
+        """
+        usual = Layer(cell=self.cell, hidden_size=self.hidden_size)
+        said = ("cell", "hidden_size", "direction", "activations", "activations_reverse")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in said}
+        return {name: value for name, value in own.items() if value != getattr(usual, name)}
 
     def activations_of(self, direction: str) -> tuple[Activation, ...]:
         return self.activations if direction == "forward" else self.activations_reverse

@@ -1,5 +1,6 @@
 """Range and Profile: the sizes for which engines are built."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +27,14 @@ class Range:
 
     def __str__(self) -> str:
         return f"[{self.min}, {self.opt}, {self.max}]"
+
+
+def sizes(axis: str, values: Sequence[int]) -> Range:
+    """[min, opt, max] of an axis, which a SpecError names."""
+    try:
+        return Range(*values)
+    except SpecError as error:
+        raise SpecError(f"profile.{axis}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

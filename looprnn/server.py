@@ -94,7 +94,12 @@ class Server:
                 f"{self.repository}: no such model repository. Type: python build_engines.py, or "
                 "--repository DIR where it lies elsewhere"
             )
-        if not any(folder.is_dir() for folder in self.repository.iterdir()):
+        if (self.repository / "config.pbtxt").exists():
+            raise ServerError(
+                f"{self.repository}: is one model; its repository is the folder above. Type: "
+                f"--repository {self.repository.parent}"
+            )
+        if not any(self.repository.glob("*/config.pbtxt")):
             raise ServerError(
                 f"{self.repository}: no model in this repository. Type: python build_engines.py"
             )

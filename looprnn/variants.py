@@ -12,10 +12,20 @@ from typing import Any
 
 from looprnn.errors import SpecError
 from looprnn.layer import near
+from looprnn.profile import sizes
 from looprnn.spec import Activation, Head, Layer, Profile, Range, RNNSpec, Stream, WeightSource
 from looprnn.stream import variant_of
 
 LAYER_KEYS = tuple(f.name for f in dataclasses.fields(Layer))
+MISSING = {
+    "weights": ": a table [weights] with file = 'NAME.safetensors', or a seed, or a constant",
+    "input_size": ": the features of a step",
+}
+# What a variant does not say: key → who does.
+ELSEWHERE = {
+    "engine": ": every engine is built. Which one serves is the parameter engine in the model's "
+    "config.pbtxt; which are built, python build_engines.py --engine NAME"
+}
 SPEC_KEYS = tuple(f.name for f in dataclasses.fields(RNNSpec) if f.name != "layers")
 
 
@@ -49,7 +59,7 @@ def _spec(table: dict[str, Any], folder: Path) -> RNNSpec:
     own = {key: value for key, value in table.items() if key in SPEC_KEYS}
     for key in ("weights", "input_size"):
         if key not in own:
-            raise SpecError(f"missing {key}")
+            raise SpecError(f"missing {key}{MISSING[key]}")
     if "head" in own:
         head = _table(own["head"], Head, "head")
         if "size" not in head:
@@ -91,10 +101,10 @@ def _activations(key: str, given: Any) -> tuple[Activation, ...]:
 
 
 def _profile(table: Any) -> Profile:
-    for axis, sizes in _table(table, Profile, "profile").items():
-        if not isinstance(sizes, list) or len(sizes) != 3:
-            raise SpecError(f"profile.{axis} must be [min, opt, max], got {sizes!r}")
-    return Profile(**{axis: Range(*sizes) for axis, sizes in table.items()})
+    for axis, values in _table(table, Profile, "profile").items():
+        if not isinstance(values, list) or len(values) != 3:
+            raise SpecError(f"profile.{axis} must be [min, opt, max], got {values!r}")
+    return Profile(**{axis: sizes(axis, values) for axis, values in table.items()})
 
 
 def _weight_source(table: Any, folder: Path) -> WeightSource:
@@ -120,7 +130,7 @@ def _table(table: Any, cls: type, where: str) -> dict[str, Any]:
 def _known_keys(table: dict[str, Any], valid: tuple[str, ...], place: str = "") -> None:
     for key in table:
         if key not in valid:
-            hint = near(key, valid) or f". Valid keys: {', '.join(valid)}"
+            hint = ELSEWHERE.get(key) or near(key, valid) or f". Valid keys: {', '.join(valid)}"
             raise SpecError(f"unknown key {key!r}{place}{hint}")
 
 

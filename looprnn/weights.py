@@ -87,7 +87,14 @@ def load_weights(spec: RNNSpec) -> Weights:
     """The arrays of a spec, float32 and C-contiguous. Raises WeightsError naming the array."""
     source = spec.weights
     if source.file is not None:
-        return check(spec, _read(source.file), str(source.file))
+        arrays = _read(source.file)
+        try:
+            return check(spec, arrays, str(source.file))
+        except WeightsError as error:
+            if {name: array.shape for name, array in arrays.items()} == shapes(spec):
+                raise
+            fits = f"looprnn import {source.file} --name NAME writes a variant that fits the file"
+            raise WeightsError(f"{error}. {fits}") from error
     if source.seed is not None:
         bound = min(layer.hidden_size for layer in spec.layers) ** -0.5
         rng = np.random.Generator(np.random.PCG64(source.seed))
@@ -129,8 +136,11 @@ def check(spec: RNNSpec, arrays: Mapping[str, NDArray[Any]], origin: str) -> Wei
     with np.errstate(over="ignore"):
         made = {name: np.ascontiguousarray(arrays[name], np.float32) for name in wanted}
     for name, array in made.items():
-        if not np.isfinite(array).all():
-            raise WeightsError(f"{origin}: {name} holds NaN, Inf or a number beyond float32")
+        if len(wrong := np.argwhere(~np.isfinite(array))):
+            raise WeightsError(
+                f"{origin}: {name} holds NaN, Inf or a number beyond float32 at "
+                f"{wrong[0].tolist()}, {len(wrong):,} in all: export a checkpoint from before that"
+            )
     return made
 
 
@@ -156,4 +166,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             f"{path}: {error}. Type: looprnn import {path} --name {path.stem}, which widens it"
         ) from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a readable .safetensors file: {error}") from error
+        if path.is_dir() or path.suffix == ".safetensors":
+            hint = "Copy it here again, if it was cut short"
+        else:
+            hint = f"Type: looprnn import {path} --name NAME, which makes one"
+        raise WeightsError(f"{path}: not a readable .safetensors file: {error}. {hint}") from error

@@ -60,6 +60,12 @@ def test_the_command_builds_and_says_what_happened(tmp_path, capsys):
             "There is no folder /nowhere. Type it where",
         ),
         (["build", "--engine", "tensort"], 2, "invalid choice: 'tensort'"),
+        (["build", "mine"], 1, "mine: which variant to build is said by --variant mine"),
+        (
+            ["build", "--variant", "variants/mine.toml"],
+            1,
+            "Type: --variant mine; for a file elsewhere",
+        ),
         (["build", "--workspace", "much"], 2, "a whole number of at least 0, got 'much'"),
         (["build", "--workspace", "-1"], 2, "a whole number of at least 0, got -1"),
         (["build", "--keep", "-1"], 2, "--keep: must be a whole number of at least 0, got -1"),
@@ -134,6 +140,7 @@ def test_a_repository_that_is_a_file_is_one_line(tmp_path, capsys):
 
 def test_a_log_in_a_missing_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.pbtxt").touch()
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     log = tmp_path / "gone/server.log"
     assert main(["serve", "--repository", str(tmp_path), *ports, "--log", str(log)]) == 1

@@ -68,7 +68,11 @@ HEADERS = {
     "negative": ({"a": entry(0, 4, (-1, -1))}, b"1234", "cannot be"),
     "true_for_one": ({"a": entry(0, 4, (True,))}, b"1234", "cannot be"),
     "a_hundred_axes": ({"a": entry(0, 4, (1,) * 100)}, b"1234", "at most 8 sizes"),
-    "beyond_the_file": ({"a": entry(0, 8, (2,))}, b"1234", "claims 8 bytes of data, there are 4"),
+    "beyond_the_file": (
+        {"a": entry(0, 8, (2,))},
+        b"1234",
+        "claims 8 bytes of data, there are 4: cut short",
+    ),
     "hole": ({"a": entry(4, 8, (1,))}, b"12345678", "begins at byte 4, wanted 0"),
     "overlap": ({"a": entry(0, 4, (1,)), "b": entry(0, 4, (1,))}, b"1234", "begins at byte 0"),
     "left_over": ({"a": entry(0, 4, (1,))}, b"12345678", "claims 4 bytes of data, there are 8"),
@@ -100,11 +104,11 @@ def test_a_hostile_safetensors_is_refused_for_next_to_nothing(name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (struct.pack("<Q", 100 << 30) + b"{}", "its header claims 107,374,182,400 bytes of 10"),
+        (struct.pack("<Q", 100 << 30) + b"{}", "its header claims 107,374,182,400 of 10"),
         (struct.pack("<Q", 2**64 - 1), "its header claims"),
         (struct.pack("<Q", 9 << 20) + bytes(9 << 20), "at most 8,388,608 are read"),
         (b"", "not a .safetensors file"),
-        (b"\x01\x00", "not a .safetensors file"),
+        (b"\x01\x00", "not a .safetensors file, or cut short: it has 2 bytes"),
     ],
     ids=["header_of_100_GB", "header_of_all", "header_too_long", "empty", "two_bytes"],
 )

@@ -127,7 +127,10 @@ def test_the_file_itself_is_not_written_over_even_with_force(say, trained, tmp_p
     [
         (["--name", "../mine"], "name must be letters"),
         (["--name", "mine", "--batch", "2", "4", "8"], "profile.batch must begin at 1"),
-        (["--name", "mine", "--time", "9", "4", "8"], "min <= opt <= max"),
+        (
+            ["--name", "mine", "--time", "9", "4", "8"],
+            r"profile.time: .*min <= opt <= max, got \[9, 4, 8\]",
+        ),
     ],
 )
 def test_what_no_spec_allows_writes_nothing(say, trained, tmp_path, words, message):
@@ -142,14 +145,26 @@ def test_a_file_that_is_not_there(say, tmp_path):
         say(tmp_path / "gone.pt", "--name", "mine")
 
 
+def test_a_folder_or_a_name_that_is_nearly_right_names_the_file(say, trained):
+    with pytest.raises(WeightsError, match=f"a folder, wanted a file. It has: .*{trained.name}"):
+        say(trained.parent, "--name", "mine")
+    with pytest.raises(WeightsError, match=f"no such file. Did you mean '{trained.name}'"):
+        say(trained.with_stem(f"{trained.stem}s"), "--name", "mine")
+
+
 def test_the_summary_names_what_stands_around_the_layers():
     spec = replace(
         TRAINED,
         vocabulary=11,
         lengths=True,
         head=Head(size=5, on="last"),
-        layers=(Layer(cell="lstm", hidden_size=4, direction="bidirectional"), *TRAINED.layers),
+        layers=(
+            Layer(cell="lstm", hidden_size=4, direction="bidirectional"),
+            Layer(cell="gru", hidden_size=6, reset="before"),
+            *TRAINED.layers,
+        ),
     )
     assert importing.summary(spec).startswith(
-        "11 ids → 3 → lstm 4 bidirectional → 2 × gru 4 → head 5 on last, with lengths; "
+        "11 ids → 3 → lstm 4 bidirectional → gru 6, reset = before → 2 × gru 4 → "
+        "head 5 on last, with lengths; "
     )

@@ -129,6 +129,15 @@ def test_engines_with_their_cards_by_name_by_file_and_by_folder(look, tmp_path):
         assert found["layers"] == look("small")["layers"]
 
 
+def test_a_folder_that_holds_no_engine_says_what_it_is(look, tmp_path):
+    folder = build_it(tmp_path)
+    (folder / "engine.json").unlink()
+    with pytest.raises(EngineMissing, match="nothing was built.* --variant small$"):
+        look(folder.parent)
+    with pytest.raises(EngineMissing, match="neither a model's folder nor a version's"):
+        look(tmp_path)
+
+
 def test_a_variant_changed_since_the_build_and_a_broken_file_are_said(look, say, tmp_path):
     folder = build_it(tmp_path)
     other = replace(SPEC, weights=WeightSource(seed=2))

@@ -200,6 +200,13 @@ def test_a_server_that_does_not_come_back_says_why():
         keep_serving(SimpleNamespace(process=ended, restart=restart), lambda said: None)
 
 
+def test_a_model_for_a_repository_says_where_that_is(models, capsys):
+    assert main(["serve", "--repository", str(models / "small")]) == 1
+    assert f"is one model; its repository is the folder above. Type: --repository {models}\n" in (
+        capsys.readouterr().err
+    )
+
+
 def test_an_empty_repository_says_what_to_type(tmp_path, capsys):
     assert main(["serve", "--repository", str(tmp_path)]) == 1
     said = capsys.readouterr().err

@@ -176,7 +176,12 @@ time = [1, 4, 8]
         ("hidden_size = 4", "hidden_size = 0", "got 0"),
         ("hidden_size = 4", "hidden_size = ", "line 4"),
         ('cell = "lstm"', "", "missing cell"),
-        ("[weights]\nseed = 1", "", "missing weights"),
+        ("[weights]\nseed = 1", "", "missing weights: a table [weights] with file = "),
+        (
+            'cell = "lstm"',
+            'cell = "lstm"\nengine = "fused"',
+            "'engine': every engine is built. Which ",
+        ),
         ('cell = "lstm"', 'cell = "lstm"\nname = "other"', "the file is called v.toml"),
         ("seed = 1", 'seed = "one"', "seed must be"),
         ("seed = 1", 'constant = "one"', "constant must be"),

@@ -42,12 +42,12 @@ def test_half_precision_files_are_widened(tmp_path, arrays):
         (lambda a: a.update(weight_hr_l0=np.zeros(2, np.float32)), "weight_hr_l0 not used by w"),
         (
             lambda a: a.update(weight_ih_l0=a["weight_ih_l0"].T),
-            r"weight_ih_l0 is \[3, 8\], w needs \[8, 3\]",
+            r"l0 is \[3, 8\], w needs \[8, 3\]. looprnn import \S+w.safetensors --name NAME",
         ),
         (lambda a: a.update(bias_ih_l0=np.zeros(8, np.int32)), "bias_ih_l0 is int32"),
         (
             lambda a: a.update(bias_ih_l0=np.full(8, np.nan, np.float32)),
-            "bias_ih_l0 holds NaN, Inf",
+            r"bias_ih_l0 holds NaN, Inf or a number beyond float32 at \[0\], 8 in all",
         ),
     ],
 )
@@ -57,6 +57,7 @@ def test_what_does_not_fit_names_the_array_and_the_file(tmp_path, arrays, change
     with pytest.raises(WeightsError, match=words) as caught:
         weights.load_weights(spec_from(tmp_path / "w.safetensors"))
     assert "w.safetensors" in str(caught.value)
+    assert ("import" in str(caught.value)) == ("needs" in words or "not used" in words)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,10 @@ def test_what_does_not_fit_names_the_array_and_the_file(tmp_path, arrays, change
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path, content):
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="not a readable .safetensors file"):
+    with pytest.raises(WeightsError, match="not a readable .safetensors file.* Copy it here again"):
+        weights.load_weights(spec_from(path))
+    path = path.rename(path.with_suffix(".pt"))
+    with pytest.raises(WeightsError, match="Type: looprnn import .*w.pt --name NAME"):
         weights.load_weights(spec_from(path))
 
 

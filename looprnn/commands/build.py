@@ -23,6 +23,7 @@ COLOR = {"built": "green", "unchanged": "dim", "failed": "red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", nargs="+", default=(), metavar="NAME", help="default: all")
+    parser.add_argument("names", nargs="*", help=argparse.SUPPRESS)  # to say how it is typed
     parser.add_argument(
         "--spec",
         type=Path,
@@ -62,6 +63,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def selected(options: argparse.Namespace) -> list[Path]:
     """The variants that --variant and --spec name. Raises SpecError if there are none."""
+    for name in options.names:
+        raise SpecError(f"{name}: which variant to build is said by --variant {Path(name).stem}")
+    for name in options.variant:
+        if name != Path(name).stem:
+            raise SpecError(
+                f"--variant {name}: wanted a variant's name. Type: --variant {Path(name).stem}; "
+                f"for a file elsewhere, --spec {name}"
+            )
     paths = [*options.spec, *(options.variants / f"{name}.toml" for name in options.variant)]
     paths = paths or sorted(options.variants.glob("*.toml"))
     if not paths:

@@ -42,8 +42,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     )
     with console.status("starting tritonserver") as status, server:
         status.stop()
-        console.print(greeting(server, server.models()), soft_wrap=True)
         try:
+            console.print(greeting(server, server.models()), soft_wrap=True)
             keep_serving(server, lambda said: console.print(escape(said), soft_wrap=True))
         except (KeyboardInterrupt, SystemExit) as end:  # SystemExit: see cli._signals_end_it
             console.print("stopping: what is in flight is answered first")

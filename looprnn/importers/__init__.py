@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from looprnn import variants, weights
 from looprnn.errors import WeightsError
+from looprnn.layer import near
 from looprnn.spec import RNNSpec, WeightSource
 
 MODULES: Final = {
@@ -64,7 +65,7 @@ def read(path: Path, *, name: str, layer: str | None = None) -> Imported:
     what no spec can express.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        raise WeightsError(f"{path}: {_no_file(path)}")
     if path.suffix.lower() not in MODULES:
         raise WeightsError(
             f"{path}: cannot import {path.suffix or 'a file without suffix'}; "
@@ -80,6 +81,17 @@ def read(path: Path, *, name: str, layer: str | None = None) -> Imported:
         ) from error
     imported: Imported = importer.read(path, name=name, layer=layer)
     return checked(imported, str(path))
+
+
+def _no_file(path: Path) -> str:
+    """What it is instead, and which file may have been meant."""
+    folder = path if path.is_dir() else path.parent
+    files = [p.name for p in folder.glob("*") if p.suffix.lower() in MODULES and p.is_file()]
+    if path.is_dir():
+        return (
+            f"a folder, wanted a file. It has: {', '.join(sorted(files)) or 'none that is known'}"
+        )
+    return f"no such file{near(path.name, tuple(files))}"
 
 
 def checked(imported: Imported, origin: str) -> Imported:

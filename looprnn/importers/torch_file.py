@@ -63,10 +63,10 @@ def in_safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8 or length > INDEX_MAX:
-            raise WeightsError(
-                f"{path}: not a .safetensors file: its header claims {length:,} bytes of {size:,}; "
-                f"at most {INDEX_MAX:,} are read"
-            )
+            found = f"it has {size} bytes"
+            if size >= 8:
+                found = f"its header claims {length:,} of {size:,}, at most {INDEX_MAX:,} are read"
+            raise WeightsError(f"{path}: not a .safetensors file, or cut short: {found}")
         text = file.read(length)
     try:
         entries = json.loads(text.decode(), object_pairs_hook=_distinct)
@@ -82,8 +82,10 @@ def in_safetensors(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path}: {name[:80]} begins at byte {begin:,}, wanted {end:,}")
         end = stop
     if end != size - 8 - length:
+        there = size - 8 - length
+        short = ": cut short; copy it here again" if end > there else ""
         raise WeightsError(
-            f"{path}: its header claims {end:,} bytes of data, there are {size - 8 - length:,}"
+            f"{path}: its header claims {end:,} bytes of data, there are {there:,}{short}"
         )
     return {
         name: Tensor(
