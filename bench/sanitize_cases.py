@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from looprnn.engines import fused_persistent, fused_plan
+from looprnn.engines import fused_plan
 from looprnn.engines.fused_plan import Way
 from looprnn.layer import Activation
 from looprnn.spec import Head, Layer, Profile, Range, RNNSpec, WeightSource
@@ -42,18 +42,9 @@ class Case:
         if self.plan is None:
             return fused_plan.only_steps(self.spec, self.name)
         most = self.spec.profile.batch.max
-        dtype: Any = fused_plan.DTYPE[self.spec.precision]
         found = []
         for k, layer in enumerate(self.spec.layers):
-            plans = fused_persistent.candidates(
-                cell=layer.cell,
-                dtype=dtype,
-                batch=most,
-                hidden=layer.hidden_size,
-                directions=layer.directions,
-                activation="relu" if layer.activations[0].kind == "relu" else "tanh",
-                reset=layer.reset,
-            )
+            plans = fused_plan.plans(layer, fused_plan.DTYPE[self.spec.precision], most)
             for plan in plans:
                 said = {"source": plan.source, **dict(plan.defines)}
                 if self.plan.items() <= said.items():

@@ -60,7 +60,8 @@ def choose(spec: RNNSpec, chip: Chip = H100) -> list[Way]:
         reason = beyond(spec, layer)
         own: list[Way] = []
         for batch in range(1, spec.profile.batch.max + 1):
-            plan = None if reason else best(layer, DTYPE[spec.precision], batch, chip)
+            found = [] if reason else plans(layer, DTYPE[spec.precision], batch, chip)
+            plan = found[0] if found else None
             if own and own[-1].plan == plan:
                 own[-1] = dataclasses.replace(own[-1], last=batch)
                 continue
@@ -73,9 +74,9 @@ def choose(spec: RNNSpec, chip: Chip = H100) -> list[Way]:
     return ways
 
 
-def best(layer: Layer, dtype: Any, batch: int, chip: Chip) -> PersistentPlan | None:
-    """The persistent plan expected fastest, or None."""
-    found = fused_persistent.candidates(
+def plans(layer: Layer, dtype: Any, batch: int, chip: Chip = H100) -> list[PersistentPlan]:
+    """The persistent plans of a layer that they know, the one expected fastest first."""
+    return fused_persistent.candidates(
         cell=layer.cell,
         dtype=dtype,
         batch=batch,
@@ -85,7 +86,6 @@ def best(layer: Layer, dtype: Any, batch: int, chip: Chip) -> PersistentPlan | N
         reset=layer.reset,
         chip=chip,
     )
-    return found[0] if found else None
 
 
 def beyond(spec: RNNSpec, layer: Layer) -> str | None:

@@ -1,0 +1,112 @@
+"""The persistent kernels of the fused engine with a mistake each, on a GPU: parity must notice."""
+
+from contextlib import suppress
+
+import pytest
+from conftest import skip_unless_it_runs
+from fused_on_gpu import (
+    BOTH,
+    CLOSE,
+    CLUSTER,
+    GRID,
+    KERNELS,
+    agrees,
+    one,
+    plan_of,
+    poisoned,
+    sessions,
+)
+
+from looprnn import parity
+from looprnn.engines import fused_plan, fused_source
+from looprnn.errors import EngineError
+
+# A layer so small that project.cu has all of it to itself; its tiles end inside, and K does.
+PROJECTED = one("rnn", 17, inputs=70, batch=33, time=100, precision="fp16")
+CASES = {
+    **KERNELS,
+    "projected": (PROJECTED, CLUSTER),
+    # No kernel before these uses shared memory: what they do not write there is not a number.
+    "few_rows": (one("lstm", 130, batch=5, time=3, precision="fp16", **BOTH), CLUSTER),
+    "few_rows_of_grid": (one("gru", 213, batch=5, time=3, precision="bf16", **BOTH), GRID),
+}
+MUTANTS = [  # a source, what stands in it, what should not, and a case that must notice
+    ("cluster.cu", "reverse && t < length ? length - 1 - t", "reverse ? time - 1 - t", "rows"),
+    ("cluster.cu", "lengths ? min(lengths[row], time) : time", "time", "rows"),
+    ("cluster.cu", "row * state_stride + d * H + unit", "row * state_stride + unit", "fp32"),
+    ("cluster.cu", "zeros[i] = 0;", "", "few_rows"),
+    ("cluster.cu", "l.h_0 && row < l.batch ? l.h_0[l.state(row, unit)] : 0.f", "0.f", "one_row"),
+    ("cluster.cu", "l.c_0 ? l.c_0[l.state(row, unit)] : 0.f", "l.c_0 ? 0.f : 0.f", "fp32"),
+    ("cluster.cu", "fmaf(yf, c[g], yi * tanh_of(", "fmaf(yf, c[g], tanh_of(", "rows"),
+    ("cluster.cu", "fmaf(yf, c[g], y * yg)", "fmaf(yg, c[g], y * yf)", "fp32"),
+    ("cluster.cu", "if (within) c[g] = next", "c[g] = next", "couriers"),
+    ("cluster.cu", "if (within) h[g] = fresh", "h[g] = fresh", "fp32_gru"),
+    ("cluster.cu", "within ? h[g] : 0.f", "h[g]", "couriers"),
+    ("cluster.cu", "fmaf(z, h[g] - n, n)", "fmaf(z, n - h[g], h[g])", "one_row_of_a_gru"),
+    ("cluster.cu", "* (sum[0] + bias)", "* sum[0] + bias", "fp32_gru"),
+    ("cluster.cu", "stage(g, 2, gate * h[g])", "stage(g, 2, h[g])", "reset_before"),
+    ("cluster.cu", "stage(g, 2, gate * h[g])", "stage(g, 2, h[g])", "couriers_of_a_gru"),
+    ("cluster.cu", "fmaxf(v, 0.f)", "v", "relu"),
+    ("cluster.cu", "copy_out(l.output + l.element(row, length[g], t)",
+     "copy_out(l.output + l.element(row, l.time, t)", "couriers"),
+    ("cluster.cu", ": own + of_r", ": own", "one_row_of_a_gru"),
+    ("cluster.cu", "odd ? own + of_n", "odd ? own", "one_row_of_a_gru"),
+    ("cluster.cu", "place(k * 32 + lane, b)", "place(k * 32 + lane, 0)", "fp32"),
+    ("grid.cu", "for (int k = 0; k < KS; k++)", "for (int k = 1; k < KS; k++)", "grid"),
+    ("grid.cu", "while ((got[i].x & 1) != tag && !lost)", "while (false)", "grid"),
+    ("grid.cu", "reinterpret_cast<u32*>(s.h)[i] = 0;", "", "few_rows_of_grid"),
+    ("grid.cu", "fmaf(z, h[i] - candidate, candidate)", "fmaf(z, candidate - h[i], h[i])",
+     "grid_gru"),
+    ("grid.cu", "t < length[i] ? h[i] : 0.f", "h[i]", "grid"),
+    ("grid.cu", "if (within) c[i] = next", "c[i] = next", "grid"),
+    ("multicast.cu", "s.sum[0][at] + s.sum[1][at]", "s.sum[0][at]", "multicast"),
+    ("multicast.cu", "if (within) h[g][i] = fresh", "h[g][i] = fresh", "multicast_gru"),
+    ("multicast.cu", "t < length ? h[g][i] : 0.f", "h[g][i]", "multicast"),
+    ("multicast.cu", "load_x((g + 1) % GROUPS, t + (g + 1) / GROUPS)", "load_x(g, t + 1)",
+     "multicast"),
+    ("multicast.cu", "== tag_of(t)", "<= 1", "multicast"),
+    ("multicast.cu", "l.reverse && t < length ? length - 1 - t", "l.reverse ? l.time - 1 - t",
+     "multicast_gru"),
+    ("project.cu", "v.y + add.y", "v.y", "projected"),
+    ("project.cu", "if (left > 0) at[0] = all.x;", "", "projected"),
+    ("project.cu", "pieces = (K + 63) / 64", "pieces = K / 64", "projected"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "right", "wrong", "name"), MUTANTS)
+def test_what_a_mutant_changes_is_there(source, right, wrong, name):
+    spec, said = CASES[name]
+    assert right in fused_source._read(source)
+    if source == "project.cu":
+        program = fused_plan.program(spec, [], spec.profile.batch.max, spec.profile.time.max)
+        assert "project" in [launch.kernel for launch in program.launches]
+    else:
+        assert plan_of(spec, **said).source == source
+
+
+@pytest.fixture
+def opened(request, tmp_path):
+    """opened(spec, plan=…) → an open session."""
+    skip_unless_it_runs("fused", request)
+    with sessions(tmp_path) as make:
+        yield make
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("source", "right", "wrong", "name"), MUTANTS)
+def test_parity_notices_a_wrong_kernel(opened, monkeypatch, source, right, wrong, name):
+    (spec, said), read = CASES[name], fused_source._read
+    plan, most = plan_of(spec, **said), spec.profile
+    limits = CLOSE if name in KERNELS else parity.TOLERANCE
+    inputs = parity.draw_inputs(spec, most.batch.max, most.time.max)
+    well, found = agrees(spec, inputs, poisoned(opened(spec, plan=plan), inputs), limits)
+    assert well, found
+    monkeypatch.setattr(fused_plan, "TIMEOUT_NS", 200_000_000)
+    monkeypatch.setattr(
+        fused_source,
+        "_read",
+        lambda which: read(which).replace(right, wrong) if which == source else read(which),
+    )
+    with suppress(EngineError):  # a wait that came too late notices, too
+        well, found = agrees(spec, inputs, poisoned(opened(spec, plan=plan), inputs), limits)
+        assert not well, found
