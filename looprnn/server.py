@@ -52,7 +52,8 @@ def check_ports(host: str, ports: Iterable[int]) -> None:
             except OSError as error:
                 reason = str(error.strerror).partition(" (")[0]  # Python repeats the address there
                 raise ServerError(
-                    f"cannot listen on {host}:{port}: {reason}. Type another: {flag} PORT"
+                    f"cannot listen on {host}:{port}: {reason}. Type another: {flag} PORT, "
+                    "where 0 takes a free one"
                 ) from error
 
 

@@ -122,6 +122,12 @@ def test_ids_are_drawn_below_the_vocabulary(pretend):  # noqa: F811
     assert pretend.inputs["input"].dtype == np.int32 and pretend.inputs["input"].shape == (1, 3)
 
 
+def test_a_model_that_takes_less_than_the_usual_steps_gets_what_it_takes(pretend):  # noqa: F811
+    words = ("--url", "here:1", "--model", "lstm", "--seconds", 0.1, "--warmup", 0)
+    assert main(command("bench", *words)) == 0
+    assert pretend.inputs["input"].shape == (1, 16, 7)
+
+
 def test_what_does_not_fit_is_said_before_the_load(pretend, capsys):  # noqa: F811
     assert main(short("--time", "8:64")) == 1
     said = capsys.readouterr()

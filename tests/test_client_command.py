@@ -127,6 +127,20 @@ def test_command_into_no_directory(pretend, tmp_path, capsys):
     assert pretend.asked == []
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("y.csv", "holds several arrays; type y.npz"),
+        ("folder.npz", "is a directory, wanted a file"),
+    ],
+)
+def test_command_into_what_is_no_npz(pretend, tmp_path, capsys, name, words):
+    (tmp_path / "folder.npz").mkdir()
+    assert main(infer_command(tmp_path, output=tmp_path / name)) == 1
+    assert words in capsys.readouterr().err
+    assert pretend.asked == []
+
+
 def test_command_lists_models(pretend, capsys):
     assert main(command("models", "--url", "here:8001")) == 0
     assert capsys.readouterr().out.splitlines() == [

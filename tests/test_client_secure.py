@@ -138,6 +138,18 @@ def test_plain_client_at_a_secure_port(secure_url):
         client.infer(X)
 
 
+@pytest.mark.live
+@pytest.mark.parametrize(("scheme", "port"), [("grpcs", "grpc"), ("https", "http")])
+def test_secure_client_at_a_plain_port_says_how_to_write_it(summing, scheme, port):
+    address = getattr(summing, port)
+    words = f"If it speaks no TLS, write {port}://{address}"
+    with (
+        Client(f"{scheme}://{address}", "sum_stream", timeout_s=20) as client,
+        pytest.raises(Unreachable, match=words),
+    ):
+        client.infer(X)
+
+
 def test_tls_to_a_plain_address(tmp_path):
     (tmp_path / "ca.pem").write_text("")
     tls = TLS(root_certificates=tmp_path / "ca.pem")

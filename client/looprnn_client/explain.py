@@ -142,6 +142,8 @@ def _unreachable(url: str, failure: Failure) -> Unreachable:
     scheme, _, address = url.rpartition("://")
     other, its = OTHER.get(scheme, OTHER["grpc"])
     start = "" if failure.code is Code.UNREACHABLE else "Start one: looprnn serve. "
+    if scheme in ("grpcs", "https"):
+        start = f"If it speaks no TLS, write {scheme[:-1]}://{address}. "
     return Unreachable(
         f"no Triton server answers at {url}: {failure.words}. {start}If that is the port of "
         f"{other}, write {its}://{address}; Triton's own are 8001 for gRPC and 8000 for HTTP"

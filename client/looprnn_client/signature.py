@@ -182,7 +182,9 @@ class Signature:
         if time < 1:
             raise BadInput(f"{says}; there is no step to compute")
         if batch > self.batch_max:
-            raise BadInput(f"{says}; send it in parts of at most {self.batch_max} rows")
+            raise BadInput(
+                f"{says}; the batch comes first: send it in parts of at most {self.batch_max} rows"
+            )
         if self.time_max is not None and time > self.time_max:
             raise BadInput(
                 f"{says}; cut the sequence at {self.time_max} steps, and where every layer runs "

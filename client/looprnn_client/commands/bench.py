@@ -23,6 +23,7 @@ from looprnn_client.transport import Tensor
 
 POOL = 64  # different inputs, drawn before anything is timed
 IN_FLIGHT = 64  # of an open loop, unless --concurrency says otherwise
+STEPS = 32
 LAST_S = 2.0  # what the live row shows
 COLUMNS = ("load", "req/s", "steps/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "failed")
 
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "most in flight (64)", nargs="+", metavar="N")  # fmt: skip
     add("rate", _positive, "open loop: arrivals a second, Poisson; several: one level each",
         nargs="+", metavar="R")  # fmt: skip
-    add("time", _range, "steps of a sequence: 32, or 8:64 for any of these (32)",
-        default=(32, 32), metavar="T")  # fmt: skip
+    add("time", _range, f"steps of a sequence: 32, or 8:64 for any of these ({STEPS}, or what "
+        "the model takes at most)", metavar="T")  # fmt: skip
     add("batch", whole, "rows of a request (1)", default=1, metavar="B")
     add("seconds", _positive, "measured of each level (10)", default=10.0, metavar="S")
     add("warmup", _seconds, "before that, not counted (1)", default=1.0, metavar="S")
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     """
     target: Path | None = arguments.output
     if target is not None:
-        files.check_target(target)
+        files.check_target(target, suffix="")  # it begins three names
         from looprnn_client.commands import plots  # what it lacks is said now, not after the load
     asked = levels(arguments.concurrency, arguments.rate)
     title = f"{arguments.model} at {arguments.url}"
@@ -68,7 +69,9 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         client = opened.enter_context(
             server.client(arguments, arguments.model, memory=arguments.memory)
         )
-        pool = inputs(client.signature, arguments.batch, arguments.time, arguments.seed)
+        most = min(STEPS, client.signature.time_max or STEPS)
+        times = arguments.time or (most, most)
+        pool = inputs(client.signature, arguments.batch, times, arguments.seed)
         for x in (min(pool, key=np.size), max(pool, key=np.size)):
             client.infer(x)  # what does not fit says so now
 
@@ -108,7 +111,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
             "url": arguments.url,
             "engine": engine,
             "batch": arguments.batch,
-            "time": list(arguments.time),
+            "time": list(times),
             "warmup_s": arguments.warmup,
             "levels": [report.row() for report in reports],
         }

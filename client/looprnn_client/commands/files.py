@@ -17,10 +17,14 @@ from looprnn_client.errors import BadInput
 from looprnn_client.explain import nearest
 
 
-def check_target(target: Path) -> None:
-    """Raises BadInput now where writing would fail only after the work."""
+def check_target(target: Path, suffix: str = ".npz") -> None:
+    """Raises BadInput now where writing would fail, or mislead, only after the work."""
     if not target.parent.is_dir():
         raise BadInput(f"{target.parent}: no such directory to write {target.name} into")
+    if suffix and target.suffix != suffix:
+        raise BadInput(f"{target}: holds several arrays; type {target.with_suffix(suffix).name}")
+    if target.is_dir():
+        raise BadInput(f"{target}: is a directory, wanted a file to write")
 
 
 def check_source(path: Path) -> None:
