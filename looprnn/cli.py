@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,6 +94,7 @@ def _parser(given: list[str], root: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="looprnn", description="Recurrent networks as engines for Triton."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('looprnn')}")
     commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
     for name, (module, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)

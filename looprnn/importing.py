@@ -96,5 +96,5 @@ def _runs(layers: tuple[Layer, ...]) -> list[str]:
 
 def _words(layer: Layer) -> str:
     direction = "" if layer.direction == "forward" else f" {layer.direction}"
-    options = "".join(f", {name} = {value}" for name, value in layer.options.items())
+    options = "".join(f", {name} = {str(value).lower()}" for name, value in layer.options.items())
     return f"{layer.cell} {layer.hidden_size}{direction}{options}"

@@ -48,7 +48,7 @@ def _show_network(found: Found, console: Console) -> None:
     console.print(table)
     for k, layer in enumerate(found["layers"]):
         acts = dict.fromkeys(", ".join(names) for names in layer["activations"].values())
-        options = [f"{key} = {value}" for key, value in layer["options"].items()]
+        options = [f"{key} = {str(value).lower()}" for key, value in layer["options"].items()]
         words = "; ".join([" | reverse: ".join(acts), *options])
         console.print(f"{f'layer {k}':12}{escape(words)}", soft_wrap=True, highlight=False)
     flops, profile = found["flops"], found["profile"]

@@ -1,5 +1,6 @@
 """Runs a tritonserver on a model repository, stops it in order, and starts it anew."""
 
+import errno
 import json
 import os
 import secrets
@@ -51,9 +52,11 @@ def check_ports(host: str, ports: Iterable[int]) -> None:
                 open_sockets.enter_context(socket.create_server((host, port)))
             except OSError as error:
                 reason = str(error.strerror).partition(" (")[0]  # Python repeats the address there
+                another = "--host ADDRESS"
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    another = f"{flag} PORT, where 0 takes a free one"
                 raise ServerError(
-                    f"cannot listen on {host}:{port}: {reason}. Type another: {flag} PORT, "
-                    "where 0 takes a free one"
+                    f"cannot listen on {host}:{port}: {reason}. Type another: {another}"
                 ) from error
 
 

@@ -3,12 +3,14 @@ variant stops no other; signals leave nothing half done.
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from looprnn_client.cli import main as ask
 
 from looprnn import cli, engines
 from looprnn.cli import main
@@ -188,6 +190,14 @@ def test_only_the_command_that_is_typed_is_imported():
     assert answer.stdout.splitlines()[-1].startswith("set() False"), answer.stderr
     for name in cli.COMMANDS:
         assert f"    {name} " in answer.stdout
+
+
+@pytest.mark.parametrize("main", [main, ask])
+def test_the_version_is_said(main, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert re.fullmatch(r"looprnn(-client)? \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

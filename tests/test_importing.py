@@ -160,11 +160,11 @@ def test_the_summary_names_what_stands_around_the_layers():
         head=Head(size=5, on="last"),
         layers=(
             Layer(cell="lstm", hidden_size=4, direction="bidirectional"),
-            Layer(cell="gru", hidden_size=6, reset="before"),
+            Layer(cell="gru", hidden_size=6, reset="before", bias=False),
             *TRAINED.layers,
         ),
     )
     assert importing.summary(spec).startswith(
-        "11 ids → 3 → lstm 4 bidirectional → gru 6, reset = before → 2 × gru 4 → "
+        "11 ids → 3 → lstm 4 bidirectional → gru 6, bias = false, reset = before → 2 × gru 4 → "
         "head 5 on last, with lengths; "
     )

@@ -165,6 +165,12 @@ def test_a_port_in_use_is_named_with_its_flag(models, flag, capsys):
     assert f"127.0.0.1:{port}: Address already in use. Type another: {flag} PORT" in said
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_is_not_this_hosts_is_named_with_its_flag(models, host, capsys):
+    assert main(["serve", "--repository", str(models), "--host", host]) == 1
+    assert "Type another: --host ADDRESS" in capsys.readouterr().err
+
+
 def test_one_port_for_two_things_is_named_with_the_second_flag(models, capsys):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

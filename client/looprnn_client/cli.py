@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from looprnn_client.commands import bench, infer, models, server, stream
 from looprnn_client.errors import LoopRNNClientError
@@ -42,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     server.add_arguments(shared)
     parser = argparse.ArgumentParser(
         prog="looprnn-client", description="Calls recurrent networks that looprnn serves."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {version('looprnn-client')}"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (command, text) in COMMANDS.items():
