@@ -18,9 +18,9 @@ UNITS = 16  # of a block
 TEAM = 64  # its most blocks: what of R a thread's registers hold
 ROWS = 128  # of a team at most: what of h and c a thread's registers hold
 # Measured at H = 768 and 1024 (bench/fused-notes.md), by the rows of a group: µs from one h of a
-# group to its next, and µs that a group's turn takes when the others' h travels meanwhile.
-STEP_US = {8: 1.95, 16: 2.2, 32: 2.8}
-TURN_US = {8: 1.18, 16: 1.47, 32: 1.68}
+# group to its next, and µs that each further group adds to it.
+STEP_US = {8: 1.43, 16: 1.65, 32: 2.15}
+MORE_US = {8: 0.4, 16: 0.75, 32: 1.1}
 
 
 def multicast_plan(
@@ -34,9 +34,9 @@ def multicast_plan(
     if team > TEAM or team * teams > CLUSTER * chip.clusters[CLUSTER] or rows * groups > ROWS:
         return None
     h_bytes = 32 * rows * team  # of a group
-    fixed = 256 * (rows // 8) + 32 * (rows * 20 + 4) + 4 * groups * rows + 8
-    fit = (chip.shared_bytes - 127 - fixed) // (h_bytes + 72)  # 72: the barriers of each
-    stages = min(fit, 2 * groups, 3 if rows == 32 else 8)  # four of 32 rows: registers are spilled
+    fixed = 256 * (rows // 8) + 32 * (rows * 20 + 4) + (64 + 4) * groups * rows + 8
+    fit = (chip.shared_bytes - 127 - fixed) // (h_bytes + 24)  # 24: the barriers of each
+    stages = min(fit, 2 * groups)
     if stages < min(2, groups + 1):
         return None
     return PersistentPlan(
@@ -55,12 +55,12 @@ def multicast_plan(
         grid=team * teams,
         cluster=CLUSTER,
         block=512,
-        shared_bytes=-(-(stages * (h_bytes + 72) + fixed) // 128) * 128,
+        shared_bytes=-(-(stages * (h_bytes + 24) + fixed) // 128) * 128,
         cooperative=True,
         rows=rows * groups,
         chip_bytes=team * teams * (2048 * team + stages * h_bytes),
         scratch_bytes=128 + teams * groups * 2 * h_bytes,
-        us_per_step=round(max(STEP_US[rows], groups * TURN_US[rows]), 3),
+        us_per_step=round(STEP_US[rows] + (groups - 1) * MORE_US[rows], 3),
         floor_us_per_step=round(GRID_BARRIER_US + 512 * team / 1024 / CYCLES_PER_US, 3),
         why=(
             f"R stays in registers of {team} blocks in clusters of {CLUSTER}; {teams} such "

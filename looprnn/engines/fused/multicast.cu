@@ -6,7 +6,8 @@
 //   H C                  hidden size; blocks of a cluster: 8 or 16. A block has 16 units, a team is
 //                        as many clusters as H needs
 //   NB GROUPS            rows of a group: 8, 16 or 32; groups of a team, which take turns
-//   STAGES               places for a group's h in shared memory
+//   STAGES               places for a group's h in shared memory. From two a group on, nobody needs to say
+//                        that a place was read: who sends the next h but one has the next of everybody
 //   DIRECTIONS           1 forward, 2 reverse, 3 both (teams alternate)
 //   TYPE                 16 fp16, 17 bf16
 //   LOSE_BLOCK           for the test of the timeout: this block of each team sends nothing
@@ -14,8 +15,8 @@
 // A turn is one group's step. Three kinds of warp hand it on, each ahead of the next:
 //   couriers   4 warps: each watches the words of some blocks of the team (words.cuh) and, as a block's
 //              words came, copies them to every block of the cluster by multicast
-//   product    8 warps: R·h by the matrix instruction of four warps, R from registers, h from shared
-//              memory; each four warps have half of K, their sums meet in shared memory
+//   product    8 warps: R·h, R from registers, h from shared memory, by the matrix instruction of four
+//              warps or, for 8 rows, of one; each four warps have half of K, their sums meet in shared memory
 //   cells      4 warps: gates, h and c, the output; write the words of the next h
 // In global memory two buffers of h a group are enough for the reason that cluster.cu gives.
 #include "persistent.cuh"
@@ -24,25 +25,27 @@
 
 constexpr int GATES = CELL == LSTM ? 4 : 3, D = DIRECTIONS == 3 ? 2 : 1;
 constexpr int UNITS = 16, TEAM = (H + UNITS * C - 1) / (UNITS * C) * C, TILES = (H + 15) / 16;
-constexpr int SHARE = TEAM / C;          // blocks of the team that a block watches
-constexpr int KT = TEAM / 2, PARTS = 4;  // tiles of K (a block's units each) of four warps; waits for them
-constexpr int TILE = NB * 32;            // bytes of h of one block: [2 · 8 units][row][8 units]
-constexpr int CELLS = NB / 8;            // of a thread in each group
+constexpr int SHARE = TEAM / C;  // blocks of the team that a block watches
+constexpr int KT = TEAM / 2;     // tiles of K (a block's units each) of four warps
+constexpr int TILE = NB * 32;    // bytes of h of one block: [2 · 8 units][row][8 units]
+constexpr int CELLS = NB / 8;    // of a thread in each group
 constexpr int S_UNIT = UNITS + 4, S_GATE = NB * S_UNIT + 4;  // of the sums: other banks
 constexpr int PRODUCT = 256, THREADS = 512;
+constexpr bool REPLIES = STAGES < 2 * GROUPS;  // blocks say that they have read a place
 // R's words and 48 more; what the three kinds of warp have together is 512 for each of 128 threads.
-constexpr int PRODUCT_REGISTERS = KT * 4 + 48, COURIER_REGISTERS = 40;
+constexpr int PRODUCT_REGISTERS = KT * 4 + 48, COURIER_REGISTERS = 24;
 constexpr int REST = 512 - 2 * PRODUCT_REGISTERS - COURIER_REGISTERS, CELL_REGISTERS = REST < 232 ? REST : 232;
-static_assert(C == 8 || C == 16, "each half of K is four parts");
 static_assert(NB == 8 || NB == 16 || NB == 32, "columns of the matrix instruction");
 
 struct Shared {
     unsigned char h[STAGES][TEAM * TILE];
     unsigned char sent[4][CELLS * 64];  // of each warp of cells: [2 · 8 units][row][8 units]
     float sum[2][4 * S_GATE];           // [half of K][gate][row][unit]
+    float c[GROUPS][CELLS][128];        // of each thread of cells
     int length[GROUPS * NB];
-    u64 came[STAGES][2 * PARTS], read[STAGES];
+    u64 came[STAGES][2], read[STAGES];   // [half of K]
     u32 lost;
+    int begun;                          // turns of the cells
 };
 
 // What all warps know: the layer's arguments and this block's place in it.
@@ -85,8 +88,12 @@ __device__ __forceinline__ void courier(const Layer& l, int warp, int lane) {
     bool lost = false;
     for (int turn = 0; turn < l.turns(); turn++) {
         const int g = turn % GROUPS, t = turn / GROUPS, stage = turn % STAGES;
-        if (turn >= STAGES) wait(l, l.s.read[stage], turn / STAGES - 1 & 1, lost);
-        if (warp == 0 && lane < 2 * PARTS && !lost) barrier_expect(shared_address(&l.s.came[stage][lane]), KT / PARTS * TILE);
+        if (turn >= STAGES) {
+            const u32 before = turn / STAGES - 1 & 1;
+            if (REPLIES) wait(l, l.s.read[stage], before, lost);
+            else if (warp == 0) wait(l, l.s.came[stage][lane % 2], before, lost);  // else it would count for that phase
+        }
+        if (warp == 0 && lane < 2 && !lost) barrier_expect(shared_address(&l.s.came[stage][lane]), KT * TILE);
         for (int i = warp; i < SHARE; i += 4) {
             const int tile = l.rank * SHARE + i;
             const unsigned char* from = l.words_of(g, t) + tile * TILE;
@@ -105,14 +112,21 @@ __device__ __forceinline__ void courier(const Layer& l, int warp, int lane) {
                     if (lost) *(volatile u32*)l.error = 1;
                 }
             }
-            if (lane == 0 && !lost) {
-                asm volatile("fence.proxy.async.global;" ::: "memory");
-                copy_to_all(shared_address(l.s.h[stage] + tile * TILE),
-                            shared_address(&l.s.came[stage][tile / (KT / PARTS)]), from, TILE, (1u << C) - 1);
-            }
-            __syncwarp();
+            asm volatile("fence.proxy.async.global;" ::: "memory");
+            warp_copy_to_all(shared_address(l.s.h[stage] + tile * TILE), shared_address(&l.s.came[stage][tile / KT]),
+                             from, TILE, (1u << C) - 1, !lost);
         }
     }
+    // Copies that nobody waited for must land before a block leaves.
+    for (const u64 start = nanoseconds(); (lost || *(volatile u32*)&l.s.lost) && nanoseconds() - start < 20000;);
+}
+
+// h of two tiles and 8 rows as mma's b, first and second; each lane names one of the 32 rows of 8 units.
+__device__ __forceinline__ uint4 two_tiles(u32 from) {
+    uint4 b;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b.x), "=r"(b.y), "=r"(b.z), "=r"(b.w) : "r"(from) : "memory");
+    return b;
 }
 
 __device__ __forceinline__ void product(const Layer& l, int warp, int lane) {
@@ -124,21 +138,35 @@ __device__ __forceinline__ void product(const Layer& l, int warp, int lane) {
     bool lost = false;
     for (int turn = 0; turn < l.turns(); turn++) {
         const int stage = turn % STAGES;
-        // Rows of 8 units: 8 of them are a matrix of 128 bytes; the next 8 rows, and the next 8 units.
         const u32 from = shared_address(l.s.h[stage] + half * KT * TILE);
-        const u64 h = (from & 0x3ffff) >> 4 | (u64)NB << 16 | (u64)8 << 32;
-        float acc[NB / 2] = {};
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            wait(l, l.s.came[stage][half * PARTS + part], turn / STAGES & 1, lost);
-            if (lost) *(volatile u32*)&l.s.lost = 1;
-            products_begin();
-#pragma unroll
-            for (int k = part * (KT / PARTS); k < (part + 1) * (KT / PARTS); k++) multiply_tile(acc, a[k], h + k * (TILE / 16));
-            products_commit();
+        wait(l, l.s.came[stage][half], turn / STAGES & 1, lost);
+        if (lost) {  // no h holds it back now
+            *(volatile u32*)&l.s.lost = 1;
+            while (*(volatile int*)&l.s.begun < turn);
         }
+        float acc[NB / 2] = {};
+#if NB == 8
+        // Two tiles of h at once; sums of four chains: an instruction's answer takes four times its turn.
+        float chains[4][4] = {};
+#pragma unroll
+        for (int k = 0; k < KT; k += 2) {
+            const uint4 two = two_tiles(from + k * TILE + lane * 16);
+            mma(chains[k % 4], a[k], make_uint2(two.x, two.y));
+            mma(chains[k % 4 + 1], a[k + 1], make_uint2(two.z, two.w));
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[i] = chains[0][i] + chains[1][i] + (chains[2][i] + chains[3][i]);
+#else
+        // Rows of 8 units: 8 of them are a matrix of 128 bytes; the next 8 rows, and the next 8 units.
+        const u64 h = (from & 0x3ffff) >> 4 | (u64)NB << 16 | (u64)8 << 32;
+        products_begin();
+#pragma unroll
+        for (int k = 0; k < KT; k++) multiply_tile(acc, a[k], h + k * (TILE / 16));
+        products_commit();
         products_wait();
-        if (turn) asm volatile("barrier.cta.sync 2, 384;" ::: "memory");  // the cells have taken the sums before
+#endif
+        // The cells have taken the sums before. Of one group they have, or this h would not be here.
+        if (GROUPS > 1 && turn) asm volatile("barrier.cta.sync 2, 384;" ::: "memory");
         float* to = l.s.sum[half] + n / 4 * S_GATE + q * 2 * S_UNIT + warp % 4 * 4 + n % 4;
 #pragma unroll
         for (int i = 0; i < NB / 2; i++) to[i / 2 % 2 * 2 * S_GATE + (i / 4 * 8 + i % 2) * S_UNIT] = acc[i];
@@ -157,7 +185,8 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
     }
     asm volatile("barrier.cta.sync 4, 128;" ::: "memory");
     auto length_of = [&](int g, int i) { return unit < H ? s.length[g * NB + own_row + i * 2] : 0; };
-    float h[GROUPS][CELLS], c[GROUPS][CELLS], x[CELLS][4];
+    float h[GROUPS][CELLS], x[CELLS][4];
+    auto c = [&](int g, int i) -> float& { return s.c[g][i][warp * 32 + lane]; };
 #pragma unroll
     for (int g = 0; g < GROUPS; g++)
 #pragma unroll
@@ -165,19 +194,19 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
             const bool live = row_of(g, i) < l.batch && unit < H;
             const size_t state = row_of(g, i) * l.state_stride + l.d * H + unit;
             h[g][i] = live && l.h_0 ? l.h_0[state] : 0.f;
-            c[g][i] = live && CELL == LSTM && l.c_0 ? l.c_0[state] : 0.f;
+            if (CELL == LSTM) c(g, i) = live && l.c_0 ? l.c_0[state] : 0.f;
         }
     const float bias = CELL == GRU && l.bias_n && unit < H ? l.bias_n[l.d * H + unit] : 0.f;
-    auto element = [&](int g, int i, int length, int t) {
-        const int when = l.reverse && t < length ? length - 1 - t : t;
-        return (((size_t)row_of(g, i) * l.time + when) * D + l.d) * H + unit;
+    // Without branches, so that the cells' chains of instructions run side by side: rows and units beyond the last
+    // take the last one's x, and nothing of theirs is kept.
+    auto element = [&](int g, int i, int t) {
+        const int length = length_of(g, i), when = l.reverse && t < length ? length - 1 - t : t;
+        return (((size_t)min(row_of(g, i), l.batch - 1) * l.time + when) * D + l.d) * H + min(unit, H - 1);
     };
     auto load_x = [&](int g, int t) {
 #pragma unroll
         for (int i = 0; i < CELLS; i++) {
-            const int length = length_of(g, i);
-            if (t >= length) continue;
-            const float* from = l.xg + element(g, i, length, t) * GATES;
+            const float* from = l.xg + element(g, i, t) * GATES;
             if (GATES == 4) *reinterpret_cast<float4*>(x[i]) = __ldg(reinterpret_cast<const float4*>(from));
             else
                 for (int k = 0; k < GATES; k++) x[i][k] = __ldg(from + k);
@@ -186,7 +215,7 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
     auto send = [&](int g, int t) {  // h(t)
 #pragma unroll
         for (int i = 0; i < CELLS; i++) {
-            const u32 v = own % 8 ? pack_halves(h[g][i], 0.f) : tagged_half(h[g][i], tag_of(t));
+            const u32 tagged = tagged_half(h[g][i], tag_of(t)), v = own % 8 ? pack_halves(h[g][i], 0.f) : tagged;
             *reinterpret_cast<unsigned short*>(s.sent[warp] + own / 8 * (CELLS * 32) + (i * 2 + lane / 16) * 16 + own % 8 * 2) = v;
         }
         __syncwarp();
@@ -202,42 +231,45 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
 
     auto run_turn = [&](int g, int t) {
         asm volatile("barrier.cta.sync 1, 384;" ::: "memory");
-        // Who goes on without waiting says no more that it has read: the others would take it for a later turn's word.
-        if (warp == 0 && lane < C && *(volatile u32*)&s.lost == 0)
-            arrive_in_block(shared_address(&s.read[(t * GROUPS + g) % STAGES]), lane);
-        float sum[CELLS][GATES];
+        if (warp == 0 && lane == 0) *(volatile int*)&s.begun = t * GROUPS + g + 1;
+        // Who goes on without waiting says nothing more: the others would take it for a later turn's word.
+        const bool lost = *(volatile u32*)&s.lost;
+        if (REPLIES && warp == 0 && lane < C && !lost) arrive_in_block(shared_address(&s.read[(t * GROUPS + g) % STAGES]), lane);
+        float v[CELLS][GATES], fresh[CELLS];
 #pragma unroll
         for (int i = 0; i < CELLS; i++)
 #pragma unroll
             for (int k = 0; k < GATES; k++) {
                 const int at = k * S_GATE + (own_row + i * 2) * S_UNIT + own;
-                sum[i][k] = s.sum[0][at] + s.sum[1][at];
+                v[i][k] = s.sum[0][at] + s.sum[1][at];
             }
-        if (t * GROUPS + g + 1 < l.turns()) asm volatile("barrier.cta.arrive 2, 384;" ::: "memory");
+        if (GROUPS > 1 && t * GROUPS + g + 1 < l.turns()) asm volatile("barrier.cta.arrive 2, 384;" ::: "memory");
+        // Each gate of all cells before the next one.
+#define EACH_CELL _Pragma("unroll") for (int i = 0; i < CELLS; i++)
+        EACH_CELL v[i][0] = sigmoid(v[i][0] + x[i][0]);
+        EACH_CELL v[i][1] = sigmoid(v[i][1] + x[i][1]);
+        if (CELL == LSTM) {
+            EACH_CELL v[i][2] = tanh_of(v[i][2] + x[i][2]);
+            EACH_CELL v[i][GATES - 1] = sigmoid(v[i][GATES - 1] + x[i][GATES - 1]);
+            EACH_CELL v[i][2] = fmaf(v[i][1], c(g, i), v[i][0] * v[i][2]);
+            EACH_CELL fresh[i] = v[i][GATES - 1] * tanh_of(v[i][2]);
+        } else {
+            EACH_CELL v[i][2] = tanh_of(fmaf(v[i][0], v[i][2] + bias, x[i][2]));
+            EACH_CELL fresh[i] = fmaf(v[i][1], h[g][i] - v[i][2], v[i][2]);
+        }
 #pragma unroll
         for (int i = 0; i < CELLS; i++) {
-            const float *xs = x[i], *v = sum[i];
             const bool within = t < length_of(g, i);
-            float fresh;
-            if (CELL == LSTM) {
-                const float yi = sigmoid(v[0] + xs[0]), yf = sigmoid(v[1] + xs[1]);
-                const float next = fmaf(yf, c[g][i], yi * tanh_of(v[2] + xs[2]));
-                fresh = sigmoid(v[GATES - 1] + xs[GATES - 1]) * tanh_of(next);
-                if (within) c[g][i] = next;
-            } else {
-                const float reset = sigmoid(v[0] + xs[0]), z = sigmoid(v[1] + xs[1]);
-                const float candidate = tanh_of(fmaf(reset, v[2] + bias, xs[2]));
-                fresh = fmaf(z, h[g][i] - candidate, candidate);
-            }
-            if (within) h[g][i] = fresh;
+            h[g][i] = within ? fresh[i] : h[g][i];
+            if (CELL == LSTM && within) c(g, i) = v[i][2];
         }
-        if (t + 1 < l.time) send(g, t + 1);
+        if (t + 1 < l.time && !lost) send(g, t + 1);
 #pragma unroll
         for (int i = 0; i < CELLS; i++) {
-            const int length = length_of(g, i);
-            if (row_of(g, i) < l.batch && unit < H) l.output[element(g, i, length, t)] = t < length ? h[g][i] : 0.f;
+            float* const to = l.output + element(g, i, t);
+            if (row_of(g, i) < l.batch && unit < H) *to = t < length_of(g, i) ? h[g][i] : 0.f;
         }
-        load_x((g + 1) % GROUPS, t + (g + 1) / GROUPS);
+        load_x((g + 1) % GROUPS, min(t + (g + 1) / GROUPS, l.time - 1));
     };
     for (int t = 0; t < l.time; t++)
 #pragma unroll
@@ -249,7 +281,7 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
             if (row_of(g, i) < l.batch && unit < H) {
                 const size_t to = row_of(g, i) * l.state_stride + l.d * H + unit;
                 l.h_n[to] = h[g][i];
-                if (CELL == LSTM) l.c_n[to] = c[g][i];
+                if (CELL == LSTM) l.c_n[to] = c(g, i);
             }
 }
 
@@ -269,8 +301,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
         write_word(reinterpret_cast<uint4*>(words + (size_t)(i / OWN) * TEAM * TILE + place * TILE) + i % OWN,
                    make_uint4(0, 0, 0, 0));
     if (tid == 0) {
-        s.lost = 0;
-        for (int i = 0; i < STAGES * 2 * PARTS; i++) barrier_init(shared_address(s.came[0] + i), 1);
+        s.lost = s.begun = 0;
+        for (int i = 0; i < STAGES * 2; i++) barrier_init(shared_address(s.came[0] + i), 1);
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(s.read + i), C);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }

@@ -110,15 +110,18 @@ __device__ __forceinline__ void copy_in(u32 to, u32 barrier, const void* from, u
         ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// Global memory to the same place in every block of the cluster whose bit is set, and to the barrier there.
-__device__ __forceinline__ void copy_to_all(u32 to, u32 barrier, const void* from, u32 bytes, u32 blocks) {
+// Global memory to the same place in every block of the cluster whose bit is set, and to the barrier there. By a
+// whole warp, once.
+__device__ __forceinline__ void warp_copy_to_all(u32 to, u32 barrier, const void* from, u32 bytes, u32 blocks, bool wanted) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
-        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((unsigned short)blocks) : "memory");
+        "{\n.reg .pred p, q;\nsetp.ne.u32 q, %5, 0;\nelect.sync _|p, 0xffffffff;\nand.pred p, p, q;\n"
+        "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;\n}"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((unsigned short)blocks), "r"((u32)wanted) : "memory");
 }
 
+// That something was read: nothing is published, so no write of this thread is waited for.
 __device__ __forceinline__ void arrive_in_block(u32 barrier, u32 rank) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(in_block(barrier, rank)) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(in_block(barrier, rank)) : "memory");
 }
 
 __device__ __forceinline__ void copy_out(void* to, u32 from, u32 bytes) {
