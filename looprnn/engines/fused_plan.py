@@ -22,7 +22,7 @@ from looprnn.engines.fused_source import (
     slots_unit,
     step_unit,
 )
-from looprnn.engines.fused_steps import FLOAT, loop, matmul, project
+from looprnn.engines.fused_steps import FLOAT, beside, loop, matmul, project
 from looprnn.spec import Activation, Layer, RNNSpec
 
 TIMEOUT_NS: Final = 5_000_000_000  # far above any step, even of a GPU that others use too
@@ -197,12 +197,20 @@ def _persistent(
         fields["bias_n"] = At(f"l{k}.bias_n")
     if plan.scratch_bytes:
         fields["scratch"] = made.take(f"l{k}.scratch", plan.scratch_bytes)
-    made.operations.append(
-        Launch(unit=persistent_unit(plan).name, kernel=plan.kernel, struct="Persistent",
-               grid=(plan.grid, 1, 1), block=plan.block, fields=fields, shared=plan.shared_bytes,
-               cluster=plan.cluster, cooperative=plan.cooperative,
-               early=plan.cluster > 1 and not plan.cooperative)
+    launch = Launch(
+        unit=persistent_unit(plan).name, kernel=plan.kernel, struct="Persistent",
+        grid=(plan.grid, 1, 1), block=plan.block, fields=fields, shared=plan.shared_bytes,
+        cluster=plan.cluster, cooperative=plan.cooperative,
+        early=plan.cluster > 1 and not plan.cooperative,
     )  # fmt: skip
+    product = made.operations[-1]
+    assert isinstance(product, Launch), "the projection"
+    if plan.source == "multicast.cu" and layer.directions == ("forward",):
+        both = beside(made, product, launch, k, plan.us_per_step)
+        if both:
+            made.operations[-1:] = both
+            return
+    made.operations.append(launch)
 
 
 def _around(kernel: str, struct: str, grid: tuple[int, int, int], fields: Any) -> Launch:

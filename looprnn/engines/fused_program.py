@@ -38,10 +38,12 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
               "lengths": "i", "failed": "i", "H": "I", "C": "I"},
     # As separate arguments, in this order: of project.cu, and of the persistent kernels (see
     # fused_persistent.py).
-    "Project": {"x": "T", "w": "T", "bias": "f", "y": "f", "M": "I", "N": "I", "K": "I"},
+    "Project": {"x": "T", "w": "T", "bias": "f", "y": "f", "ready": "i", "batch": "I", "time": "I",
+                "times": "I", "N": "I", "K": "I"},
     "Persistent": {"r": "w", "xg": "f", "bias_n": "f", "lengths": "i", "h_0": "f", "c_0": "f",
                    "output": "f", "h_n": "f", "c_n": "f", "scratch": "f", "error": "i",
-                   "batch": "I", "time": "I", "state_stride": "L", "timeout": "U"},
+                   "batch": "I", "time": "I", "state_stride": "L", "timeout": "U", "ready": "i",
+                   "tiles": "I", "times": "I"},
 }  # fmt: skip
 
 
@@ -70,15 +72,12 @@ class At:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boxes:
-    """A matrix [rows, columns] that the copy engine reads in boxes of so many rows and columns;
-    width of an element in bytes.
-    """
+    """An array that the copy engine reads in boxes of this shape; width of an element in bytes."""
 
     at: At
-    rows: int
-    columns: int
+    shape: tuple[int, ...]
     width: int
-    box: tuple[int, int]
+    box: tuple[int, ...]
 
 
 Value = At | Boxes | int | None
@@ -89,8 +88,9 @@ class Launch:
     """One kernel of one unit (see fused_source.py), its struct's fields by name; those left out
     are 0.
 
-    `spread` kernels take the fields as separate arguments. block in threads, shared in bytes. An
-    `early` one begins before the launch before it ends, and waits for that by itself.
+    `spread` kernels take the fields as separate arguments, those they declare. block in threads,
+    shared in bytes. An `early` one begins before the launch before it ends, and waits for that by
+    itself.
     """
 
     unit: str

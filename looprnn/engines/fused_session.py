@@ -141,6 +141,8 @@ class FusedSession:
             if op.struct == "Persistent" and op.unit == persistent_unit(way.plan).name
         )
         kernel, shape = self._kernel(launch), shape_of(launch)
+        if launch.fields.get("ready") and shape.grid[0] >= multiprocessors:
+            return False  # the projection beside it would wait for it
         needed = shape.grid[0] if shape.cooperative else shape.cluster
         return kernel.resident(shape, multiprocessors) >= needed
 

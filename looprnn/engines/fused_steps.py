@@ -15,7 +15,8 @@ from looprnn.spec import Layer
 FLOAT: Final = 4  # bytes
 WIDTH: Final = {"fp32": 4, "fp16": 2, "fp16_state": 2, "bf16": 2}  # of a weight, in bytes
 LARGE: Final = 128  # the side of the largest tile
-PROJECT_SHARED: Final = 6 * 2 * LARGE * 128 + 8 * 2 * 16 * 128 + 2 * 6 * 8  # Shared of project.cu
+PROJECT_SHARED: Final = 6 * 2 * LARGE * 128 + 8 * 2 * 16 * 128 + 2 * 6 * 8 + 8  # Shared of project.cu
+PROJECT_RATE: Final = 2.5e6  # multiply-adds a µs of a multiprocessor: measured 2.95e6
 MULTIPROCESSORS: Final = 132
 
 
@@ -69,16 +70,51 @@ def by_boxes(
     """y [M, N] = x [M, K] · w [N, K]ᵀ + bias by Hopper's own instructions; x is rounded already."""
     M, N, K = sizes
     tiles = -(-M // LARGE) * -(-N // LARGE)
-    half, box = WIDTH[precision], (LARGE, 64)
+    half, box = WIDTH[precision], (1, LARGE, 64)
     fields: dict[str, Value] = {
-        "x": Boxes(at=x, rows=M, columns=K, width=half, box=box),
-        "w": Boxes(at=w, rows=N, columns=K, width=half, box=box),
-        "y": y, "bias": bias, "M": M, "N": N, "K": K,
+        "x": Boxes(at=x, shape=(1, M, K), width=half, box=box),
+        "w": Boxes(at=w, shape=(1, N, K), width=half, box=box),
+        "y": y, "bias": bias, "batch": 1, "time": M, "times": LARGE, "N": N, "K": K,
     }  # fmt: skip
     return Launch(
         unit=project_unit(precision).name, kernel="project", struct="Project", fields=fields,
         grid=(min(tiles, MULTIPROCESSORS), 1, 1), block=384, shared=PROJECT_SHARED, early=True,
     )  # fmt: skip
+
+
+def beside(
+    program: Program, product: Launch, recurrence: Launch, k: int, us_per_step: float
+) -> tuple[Launch, Launch] | None:
+    """The recurrence, and then the projection in the order of time on some of the multiprocessors
+    that it leaves; None where the projection would not be hidden, or is over in no time.
+
+    No more of them than keep ahead: what the projection asks of the L2 cache, h has to wait for.
+    """
+    fields = product.fields
+    batch, time = recurrence.fields["batch"], recurrence.fields["time"]
+    x, N, K = fields.get("x"), fields["N"], fields["K"]
+    if not isinstance(x, Boxes):
+        return None
+    assert isinstance(batch, int) and isinstance(time, int)
+    assert isinstance(N, int) and isinstance(K, int)
+    rows = min(LARGE, 1 << (batch - 1).bit_length())  # of a tile
+    times, tall = LARGE // rows, -(-batch // rows)
+    spans, across = -(-time // times), -(-N // LARGE)
+    needed = math.ceil(tall * rows * N * K / (us_per_step * PROJECT_RATE))
+    if needed > MULTIPROCESSORS - recurrence.grid[0] or tall * across * spans < 4 * MULTIPROCESSORS:
+        return None
+    ready = program.take(f"l{k}.ready", (1 + spans) * FLOAT)
+    boxes = dataclasses.replace(x, shape=(batch, time, K), box=(rows, times, 64))
+    shared = {"ready": ready, "times": times}
+    product = dataclasses.replace(
+        product,
+        grid=(needed, 1, 1),
+        fields={**fields, **shared, "x": boxes, "batch": batch, "time": time},
+    )
+    recurrence = dataclasses.replace(
+        recurrence, fields={**recurrence.fields, **shared, "tiles": tall * across}
+    )
+    return recurrence, product
 
 
 def project(

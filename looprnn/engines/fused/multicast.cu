@@ -18,6 +18,8 @@
 //   product    8 warps: R·h, R from registers, h from shared memory, by the matrix instruction of four
 //              warps or, for 8 rows, of one; each four warps have half of K, their sums meet in shared memory
 //   cells      4 warps: gates, h and c, the output; write the words of the next h
+// With `ready`, project.cu computes xg meanwhile on what multiprocessors the teams leave; the cells wait for the steps
+// they come to. Clusters of 16 never take all of a GPU (the planner sees to it), so it gets its turn.
 // In global memory two buffers of h a group are enough for the reason that cluster.cu gives.
 #include "persistent.cuh"
 #include "tile_wgmma.cuh"
@@ -52,7 +54,11 @@ struct Shared {
 struct Layer {
     Shared& s;
     const uint4* r;
-    const float *xg, *bias_n;
+    const float* xg;
+    const float* bias_n;
+    const u32* ready;  // of project.cu, or null: all of xg is there
+    u32 tiles;         // how many of each `times` steps
+    int times;
     const int* lengths;
     const float *h_0, *c_0;
     float *output, *h_n, *c_n;
@@ -174,17 +180,41 @@ __device__ __forceinline__ void product(const Layer& l, int warp, int lane) {
     }
 }
 
-// Rows row_of(0..CELLS - 1) of each group, one unit.
+// Until step t of xg is there; answers how many steps are: those known at once need no later look. By a whole warp.
+__device__ __forceinline__ int await_x(const Layer& l, int t, int lane) {
+    const int spans = (l.time + l.times - 1) / l.times, span = min(t / l.times + lane, spans - 1);
+    const u64 start = nanoseconds();
+    while (true) {
+        u32 count;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(l.ready + 1 + span) : "memory");
+        const int more = __ffs(~__ballot_sync(~0u, count == l.tiles)) - 1;  // -1: all 32
+        if (more != 0) return min((t / l.times + (more < 0 ? 32 : more)) * l.times, l.time);
+        if (!__any_sync(~0u, late(start, l.timeout, l.error))) continue;
+        *(volatile u32*)l.error = 1;
+        return l.time;
+    }
+}
+
+// Not by __ldg, which asks for memory that nobody writes meanwhile.
+__device__ __forceinline__ void load_gates(float (&x)[4], const float* from) {
+    if (GATES == 4)
+        asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "l"(from));
+    else
+        for (int k = 0; k < GATES; k++) asm volatile("ld.global.f32 %0, [%1];" : "=f"(x[k]) : "l"(from + k));
+}
+
+// Rows row_of(0..CELLS - 1) of each group, one unit. A warp's lanes have rows four apart: other banks of the sums.
 __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
     Shared& s = l.s;
-    const int own = lane % 16, unit = l.place * UNITS + own, own_row = warp * (NB / 4) + lane / 16;
-    auto row_of = [&](int g, int i) { return l.first_row + g * NB + own_row + i * 2; };
+    const int own = lane % 16, unit = l.place * UNITS + own;
+    const int base = warp * CELLS / 4 * 8 + warp * CELLS % 4, own_row = base + lane / 16 * 4;
+    auto row_of = [&](int g, int i) { return l.first_row + g * NB + own_row + i; };
     for (int i = warp * 32 + lane; i < GROUPS * NB; i += 128) {
         const int row = l.first_row + i;
         s.length[i] = row >= l.batch ? 0 : l.lengths ? min(l.lengths[row], l.time) : l.time;
     }
     asm volatile("barrier.cta.sync 4, 128;" ::: "memory");
-    auto length_of = [&](int g, int i) { return unit < H ? s.length[g * NB + own_row + i * 2] : 0; };
+    auto length_of = [&](int g, int i) { return unit < H ? s.length[g * NB + own_row + i] : 0; };
     float h[GROUPS][CELLS], x[CELLS][4];
     auto c = [&](int g, int i) -> float& { return s.c[g][i][warp * 32 + lane]; };
 #pragma unroll
@@ -203,25 +233,22 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
         const int length = length_of(g, i), when = l.reverse && t < length ? length - 1 - t : t;
         return (((size_t)min(row_of(g, i), l.batch - 1) * l.time + when) * D + l.d) * H + min(unit, H - 1);
     };
+    int known = l.ready ? 0 : l.time;  // so many steps of xg are there
     auto load_x = [&](int g, int t) {
+        if (t >= known) known = await_x(l, t, lane);
 #pragma unroll
-        for (int i = 0; i < CELLS; i++) {
-            const float* from = l.xg + element(g, i, t) * GATES;
-            if (GATES == 4) *reinterpret_cast<float4*>(x[i]) = __ldg(reinterpret_cast<const float4*>(from));
-            else
-                for (int k = 0; k < GATES; k++) x[i][k] = __ldg(from + k);
-        }
+        for (int i = 0; i < CELLS; i++) load_gates(x[i], l.xg + element(g, i, t) * GATES);
     };
     auto send = [&](int g, int t) {  // h(t)
 #pragma unroll
         for (int i = 0; i < CELLS; i++) {
             const u32 tagged = tagged_half(h[g][i], tag_of(t)), v = own % 8 ? pack_halves(h[g][i], 0.f) : tagged;
-            *reinterpret_cast<unsigned short*>(s.sent[warp] + own / 8 * (CELLS * 32) + (i * 2 + lane / 16) * 16 + own % 8 * 2) = v;
+            *reinterpret_cast<unsigned short*>(s.sent[warp] + own / 8 * (CELLS * 32) + (lane / 16 * CELLS + i) * 16 + own % 8 * 2) = v;
         }
         __syncwarp();
         if (lane < CELLS * 4 && l.place != LOSE_BLOCK)
-            write_word(reinterpret_cast<uint4*>(l.words_of(g, t) + l.place * TILE) + lane / (CELLS * 2) * NB +
-                           warp * (NB / 4) + lane % (CELLS * 2),
+            write_word(reinterpret_cast<uint4*>(l.words_of(g, t) + l.place * TILE) + lane / (CELLS * 2) * NB + base +
+                           lane / CELLS % 2 * 4 + lane % CELLS,
                        reinterpret_cast<const uint4*>(s.sent[warp])[lane]);
         __syncwarp();
     };
@@ -240,7 +267,7 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
         for (int i = 0; i < CELLS; i++)
 #pragma unroll
             for (int k = 0; k < GATES; k++) {
-                const int at = k * S_GATE + (own_row + i * 2) * S_UNIT + own;
+                const int at = k * S_GATE + (own_row + i) * S_UNIT + own;
                 v[i][k] = s.sum[0][at] + s.sum[1][at];
             }
         if (GROUPS > 1 && t * GROUPS + g + 1 < l.turns()) asm volatile("barrier.cta.arrive 2, 384;" ::: "memory");
@@ -286,16 +313,18 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
-    const uint4* __restrict__ r, const float* __restrict__ xg, const float* __restrict__ bias_n,
+    const uint4* __restrict__ r, const float* xg, const float* __restrict__ bias_n,
     const int* __restrict__ lengths, const float* h_0, const float* c_0, float* __restrict__ output,
-    float* h_n, float* c_n, void* scratch, u32* error, int batch, int time, long long state_stride, u64 timeout) {
+    float* h_n, float* c_n, void* scratch, u32* error, int batch, int time, long long state_stride, u64 timeout,
+    const u32* ready, int tiles, int times) {
     extern __shared__ __align__(128) unsigned char raw[];
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const int tid = threadIdx.x, team = blockIdx.x / TEAM, place = blockIdx.x % TEAM;
     u64* const count = reinterpret_cast<u64*>(scratch);
     unsigned char* words = reinterpret_cast<unsigned char*>(scratch) + 128 + (size_t)team * GROUPS * 2 * TEAM * TILE;
-    const Layer layer{s, r, xg, bias_n, lengths, h_0, c_0, output, h_n, c_n, words, error, batch, time, state_stride,
+    const Layer layer{s, r, xg, bias_n, ready, (u32)tiles, times, lengths, h_0, c_0, output, h_n, c_n, words, error, batch, time, state_stride,
                       timeout, cluster_rank(), place, team % D, team / D * NB * GROUPS, DIRECTIONS == 2 || team % D == 1};
+    asm volatile("griddepcontrol.launch_dependents;");  // project.cu may begin once all blocks of this are there
     constexpr int OWN = TILE / 16;
     for (int i = tid; i < GROUPS * 2 * OWN; i += THREADS)
         write_word(reinterpret_cast<uint4*>(words + (size_t)(i / OWN) * TEAM * TILE + place * TILE) + i % OWN,

@@ -5,6 +5,10 @@
 // multiplies while the other stores what it has. Each sum is taken in one order, whatever else the GPU does: answers
 // repeat to the bit.
 //
+// Row b · T + t of x and y is step t of row b of a batch. A tile has `times` steps, a power of two, of 128 / times rows.
+// With `ready`, tiles come in the order of time, beside a recurrence that was launched before: ready[1 + i] counts those
+// of the i-th `times` steps that are stored, ready[0] the groups of warps that leave. All are 0 before and after.
+//
 // In shared memory all rows are 128 bytes, whose 16-byte chunk c lies at c ^ row % 8.
 #define APPROX 0
 #include "persistent.cuh"
@@ -16,6 +20,7 @@ constexpr u32 ROW = 128, TILE = SIDE * ROW, SLAB = 16 * ROW;  // bytes: a piece 
 struct Shared {
     unsigned char pieces[STAGES][2][TILE], slabs[8][2][SLAB];
     u64 full[STAGES], empty[STAGES];
+    u32 last[2];  // of each group of warps: whether it leaves as the last one
 };
 
 // d [64, 128] += a [64, 16] · b [128, 16]ᵀ, or = where `add` is 0; four warps give it together, and it reads shared
@@ -51,9 +56,9 @@ __device__ __forceinline__ void wait(const u64& barrier, u32 parity) {
 __device__ __forceinline__ void arrive(const u64& barrier) {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
 }
-__device__ __forceinline__ void box_in(void* to, const u64& barrier, const TensorMap& map, int column, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 ::"r"(shared_address(to)), "l"(&map), "r"(column), "r"(row), "r"(shared_address(&barrier)) : "memory");
+__device__ __forceinline__ void box_in(void* to, const u64& barrier, const TensorMap& map, int column, int t, int b) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
+                 ::"r"(shared_address(to)), "l"(&map), "r"(column), "r"(t), "r"(b), "r"(shared_address(&barrier)) : "memory");
 }
 
 // Past the L1 cache, where nothing would find it.
@@ -62,24 +67,34 @@ __device__ __forceinline__ void store(float* to, float4 v) {
                  ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 
-// Tiles that follow each other have other rows and the same columns.
+struct Tile { int b, t, column; };
+// In the order of time, all tiles of some steps come before the next steps'. Else tiles that follow each other have
+// other rows and the same columns.
 struct Tiles {
-    int down, count;
-    __device__ Tiles(int M, int N) : down((M + SIDE - 1) / SIDE), count(down * ((N + SIDE - 1) / SIDE)) {}
-    __device__ int row(int tile) const { return tile % down * SIDE; }
-    __device__ int column(int tile) const { return tile / down * SIDE; }
+    int times, rows, spans, across, count;
+    bool in_time;
+    __device__ Tiles(int batch, int time, int times, int N, bool in_time)
+        : times(times), rows((batch * times + SIDE - 1) / SIDE), spans((time + times - 1) / times),
+          across((N + SIDE - 1) / SIDE), count(rows * spans * across), in_time(in_time) {}
+    __device__ Tile operator[](int tile) const {
+        const int row = in_time ? tile / across % rows : tile % (rows * spans) / spans;
+        const int span = in_time ? tile / (across * rows) : tile % spans;
+        return {row * (SIDE / times), span * times, (in_time ? tile % across : tile / (rows * spans)) * SIDE};
+    }
 };
 
 __device__ __forceinline__ void fetch(Shared& s, const TensorMap& x, const TensorMap& w, Tiles tiles, int pieces) {
     int used = 0;
-    for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x)
+    for (int i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+        const Tile tile = tiles[i];
         for (int piece = 0; piece < pieces; piece++, used++) {
             const int stage = used % STAGES;
             if (used >= STAGES) wait(s.empty[stage], used / STAGES - 1 & 1);
             barrier_expect(shared_address(&s.full[stage]), 2 * TILE);
-            box_in(s.pieces[stage][0], s.full[stage], x, piece * 64, tiles.row(tile));
-            box_in(s.pieces[stage][1], s.full[stage], w, piece * 64, tiles.column(tile));
+            box_in(s.pieces[stage][0], s.full[stage], x, piece * 64, tile.t, tile.b);
+            box_in(s.pieces[stage][1], s.full[stage], w, piece * 64, tile.column, 0);
         }
+    }
 }
 
 // sum [64 · i + …] = the tile's, of its pieces from the `used`-th of this block on.
@@ -105,12 +120,20 @@ __device__ __forceinline__ void multiply_tile(Shared& s, float (&sum)[2][64], in
 // it chunk c of row r lies at c ^ r % 4 · 2, in other banks than its neighbours. INSIDE: no edge of y, and N is a
 // multiple of 4.
 template <bool INSIDE>
-__device__ __forceinline__ void store_tile(Shared& s, const float (&sum)[2][64], float* y, const float* bias, int row,
-                                           int column, int M, int N, int warp, int lane) {
+__device__ __forceinline__ void store_tile(Shared& s, const float (&sum)[2][64], float* y, const float* bias, Tile tile,
+                                           int times, int batch, int time, int N, int warp, int lane) {
     unsigned char* const slabs = s.slabs[warp][0];
-    const int r = lane / 4, m = row + lane / 8, n = column + lane % 8 * 4;
+    const int r = lane / 4, n = tile.column + lane % 8 * 4, power = __ffs(times) - 1;
     const float4* const from = (const float4*)(slabs + lane / 8 * ROW + (lane % 8 ^ lane / 8 * 2) * 16);
-    float* const to = y + (size_t)m * N + n;
+    float* to[8];
+    bool within[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int row = warp % 4 * 16 + lane / 8 + i / 4 * 64 + i % 4 * 4;
+        const int b = tile.b + (row >> power), t = tile.t + (row & times - 1);
+        to[i] = y + ((size_t)b * time + t) * N + n;
+        within[i] = b < batch && t < time;
+    }
 #pragma unroll
     for (int part = 0; part < 4; part++) {
 #pragma unroll
@@ -134,11 +157,10 @@ __device__ __forceinline__ void store_tile(Shared& s, const float (&sum)[2][64],
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float4 v = from[i * 4 * ROW / 16];
-            const int down = i / 4 * 64 + i % 4 * 4;
-            float* const at = to + (size_t)down * N + part * 32;
+            float* const at = to[i] + part * 32;
             const float4 all{v.x + add.x, v.y + add.y, v.z + add.z, v.w + add.w};
             if (INSIDE) store(at, all);
-            else if (m + down < M) {
+            else if (within[i]) {
                 if (left > 0) at[0] = all.x;
                 if (left > 1) at[1] = all.y;
                 if (left > 2) at[2] = all.z;
@@ -149,13 +171,29 @@ __device__ __forceinline__ void store_tile(Shared& s, const float (&sum)[2][64],
     }
 }
 
+// By the 128 threads of a group, each for what it stored: who reads `count` acquiring finds all of it.
+__device__ __forceinline__ void group_sync(int group) { asm volatile("barrier.cta.sync %0, 128;" ::"r"(3 + group) : "memory"); }
+
+// The last group of all waits for the recurrence, which counts on `ready`, and leaves it as it was found.
+__device__ __forceinline__ void leave(Shared& s, u32* ready, int spans, int group) {
+    if (threadIdx.x % 128 == 0) {
+        u32 before;
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(ready) : "memory");
+        s.last[group] = before + 1 == 2 * gridDim.x;
+    }
+    group_sync(group);
+    if (!s.last[group]) return;
+    previous_kernel_done();
+    for (int i = threadIdx.x % 128; i <= spans; i += 128) ready[i] = 0;
+}
+
 extern "C" __global__ void __launch_bounds__(384, 1) project(
     const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const float* __restrict__ bias,
-    float* __restrict__ y, int M, int N, int K) {
+    float* __restrict__ y, u32* ready, int batch, int time, int times, int N, int K) {
     extern __shared__ __align__(1024) unsigned char raw[];
     Shared& s = *reinterpret_cast<Shared*>(raw);
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, pieces = (K + 63) / 64;
-    const Tiles tiles(M, N);
+    const Tiles tiles(batch, time, times, N, ready != nullptr);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(shared_address(&s.full[i]), 1);
@@ -168,24 +206,30 @@ extern "C" __global__ void __launch_bounds__(384, 1) project(
     if (warp >= 8) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 256) {
-            previous_kernel_done();
+            if (!ready) previous_kernel_done();  // else x was there before the recurrence began
             fetch(s, x, w, tiles, pieces);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         float sum[2][64];
-        for (int turn = warp / 4; blockIdx.x + turn * gridDim.x < tiles.count; turn += 2) {
-            const int tile = blockIdx.x + turn * gridDim.x;
+        const int group = warp / 4;
+        for (int turn = group; blockIdx.x + turn * gridDim.x < tiles.count; turn += 2) {
+            const int next = blockIdx.x + (turn + 1) * gridDim.x;
             // A barrier tells one phase from the next, not from the one after: who waits for pieces comes in turn.
             if (turn > 0) asm volatile("barrier.cta.sync %0, 256;" ::"r"(1 + turn % 2) : "memory");
             multiply_tile(s, sum, turn * pieces, pieces, lane);
-            if (tile + gridDim.x < tiles.count) asm volatile("barrier.cta.arrive %0, 256;" ::"r"(2 - turn % 2) : "memory");
+            if (next < tiles.count) asm volatile("barrier.cta.arrive %0, 256;" ::"r"(2 - turn % 2) : "memory");
             group_wait<0>();
             if (lane == 0) arrive(s.empty[((turn + 1) * pieces - 1) % STAGES]);
-            const int row = tiles.row(tile) + warp % 4 * 16, column = tiles.column(tile);
-            if (N % 4 == 0 && row + 80 <= M && column + SIDE <= N)
-                store_tile<true>(s, sum, y, bias, row, column, M, N, warp, lane);
-            else store_tile<false>(s, sum, y, bias, row, column, M, N, warp, lane);
+            const Tile tile = tiles[blockIdx.x + turn * gridDim.x];
+            const bool inside = tile.b + SIDE / times <= batch && tile.t + times <= time && tile.column + SIDE <= N;
+            if (N % 4 == 0 && inside) store_tile<true>(s, sum, y, bias, tile, times, batch, time, N, warp, lane);
+            else store_tile<false>(s, sum, y, bias, tile, times, batch, time, N, warp, lane);
+            if (!ready) continue;
+            group_sync(group);
+            if (threadIdx.x % 128 == 0)
+                asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(ready + 1 + tile.t / times) : "memory");
         }
+        if (ready) leave(s, ready, tiles.spans, group);
     }
 }
