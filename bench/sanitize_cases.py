@@ -157,6 +157,13 @@ def multicast() -> Iterator[Case]:
     yield one("lstm", "fp16", 25, 8, 4)
     yield one("lstm", "fp16", 5, 8, 1, H=300, note="multicast300")  # two clusters
     yield one("lstm", "fp16", 9, 16, 1, H=650, note="multicast650")  # three, one empty in part
+    yield Case(  # with its projection in it, of 8 times 67 tiles
+        "beside-lstm-fp16",
+        "recurrence_multicast",
+        spec(Layer(cell="lstm", hidden_size=250), B=100, T=67, inputs=70, precision="fp16",
+             lengths=True),
+        {"source": "multicast.cu", "NB": 32, "GROUPS": 4},
+    )  # fmt: skip
 
 
 def products() -> Iterator[Case]:

@@ -98,7 +98,7 @@ def poisoned(session, inputs):
     from looprnn import cuda
 
     for name, buffer in session.gpu.items():
-        kept = name in session.weights or name.endswith(".scratch")
+        kept = name in session.weights or name.endswith((".scratch", ".ready"))
         if not kept:
             cuda.fill(buffer, 0xFF, buffer.size, session.stream)
     kernel, shape = _dirty()
@@ -156,6 +156,10 @@ KERNELS = {
     "multicast": (
         one("lstm", 300, batch=13, precision="fp16", **BOTH),
         {**MULTICAST, "NB": 8, "GROUPS": 2},
+    ),
+    "beside": (  # the projection, of 8 times 67 tiles
+        one("lstm", 250, inputs=70, batch=100, time=67, precision="fp16", lengths=True),
+        {**MULTICAST, "NB": 32, "GROUPS": 4},
     ),
     "multicast_gru": (one("gru", 250, batch=31, precision="bf16", **BOTH), {**MULTICAST, "NB": 32}),
 }

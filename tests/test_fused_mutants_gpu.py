@@ -21,7 +21,7 @@ from looprnn import parity
 from looprnn.engines import fused_plan, fused_source
 from looprnn.errors import EngineError
 
-# A layer so small that project.cu has all of it to itself; its tiles end inside, and K does.
+# A layer so small that project.cuh has all of it to itself; its tiles end inside, and K does.
 PROJECTED = one("rnn", 17, inputs=70, batch=33, time=100, precision="fp16")
 CASES = {
     **KERNELS,
@@ -60,16 +60,20 @@ MUTANTS = [  # a source, what stands in it, what should not, and a case that mus
     ("grid.cu", "t < length[i] ? h[i] : 0.f", "h[i]", "grid"),
     ("grid.cu", "if (within) c[i] = next", "c[i] = next", "grid"),
     ("multicast.cu", "s.sum[0][at] + s.sum[1][at]", "s.sum[0][at]", "multicast"),
-    ("multicast.cu", "if (within) h[g][i] = fresh", "h[g][i] = fresh", "multicast_gru"),
-    ("multicast.cu", "t < length ? h[g][i] : 0.f", "h[g][i]", "multicast"),
-    ("multicast.cu", "load_x((g + 1) % GROUPS, t + (g + 1) / GROUPS)", "load_x(g, t + 1)",
+    ("multicast.cu", "within ? fresh[i] : h[g][i]", "fresh[i]", "multicast_gru"),
+    ("multicast.cu", "t < length_of(g, i) ? h[g][i] : 0.f", "h[g][i]", "multicast"),
+    ("multicast.cu", "load_x((g + 1) % GROUPS, min(t + (g + 1) / GROUPS", "load_x(g, min(t + 1",
      "multicast"),
+    ("multicast.cu", "CELL == LSTM && within", "CELL == LSTM", "multicast"),
+    ("multicast.cu", "count == tiles", "count <= tiles", "beside"),
     ("multicast.cu", "== tag_of(t)", "<= 1", "multicast"),
     ("multicast.cu", "l.reverse && t < length ? length - 1 - t", "l.reverse ? l.time - 1 - t",
      "multicast_gru"),
-    ("project.cu", "v.y + add.y", "v.y", "projected"),
-    ("project.cu", "if (left > 0) at[0] = all.x;", "", "projected"),
-    ("project.cu", "pieces = (K + 63) / 64", "pieces = K / 64", "projected"),
+    ("project.cuh", "v.y + add.y", "v.y", "projected"),
+    ("project.cuh", "if (left > 0) at[0] = all.x;", "", "projected"),
+    ("project.cuh", "return (K + 63) / 64", "return K / 64", "projected"),
+    ("project.cuh", "ready + tile.t / times", "ready", "beside"),
+    ("project.cuh", "row & times - 1", "row", "beside"),
 ]  # fmt: skip
 
 
@@ -77,11 +81,11 @@ MUTANTS = [  # a source, what stands in it, what should not, and a case that mus
 def test_what_a_mutant_changes_is_there(source, right, wrong, name):
     spec, said = CASES[name]
     assert right in fused_source._read(source)
-    if source == "project.cu":
+    if name == "projected":
         program = fused_plan.program(spec, [], spec.profile.batch.max, spec.profile.time.max)
         assert "project" in [launch.kernel for launch in program.launches]
     else:
-        assert plan_of(spec, **said).source == source
+        assert plan_of(spec, **said).source == ("multicast.cu" if name == "beside" else source)
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def opened(request, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("source", "right", "wrong", "name"), MUTANTS)
 def test_parity_notices_a_wrong_kernel(opened, monkeypatch, source, right, wrong, name):
-    (spec, said), read = CASES[name], fused_source._read
+    (spec, said), read = CASES[name], fused_source._read.__wrapped__  # not those kept
     plan, most = plan_of(spec, **said), spec.profile
     limits = CLOSE if name in KERNELS else parity.TOLERANCE
     inputs = parity.draw_inputs(spec, most.batch.max, most.time.max)

@@ -7,6 +7,7 @@ from looprnn.engines.fused_persistent_plan import (
     CYCLES_PER_US,
     DIRECTIONS,
     GRID_BARRIER_US,
+    PROJECTION_SHARED,
     TYPES,
     Chip,
     Layer,
@@ -39,6 +40,9 @@ def multicast_plan(
     stages = min(fit, 2 * groups)
     if stages < min(2, groups + 1):
         return None
+    shared = -(-(stages * (h_bytes + 24) + fixed) // 128) * 128
+    left = CLUSTER * chip.clusters[CLUSTER] - team * teams
+    spare = left if layer.directions == ("forward",) else 0
     return PersistentPlan(
         kernel="recurrence_multicast",
         source="multicast.cu",
@@ -55,7 +59,7 @@ def multicast_plan(
         grid=team * teams,
         cluster=CLUSTER,
         block=512,
-        shared_bytes=-(-(stages * (h_bytes + 24) + fixed) // 128) * 128,
+        shared_bytes=max(shared, PROJECTION_SHARED) if spare else shared,
         cooperative=True,
         rows=rows * groups,
         chip_bytes=team * teams * (2048 * team + stages * h_bytes),
@@ -67,7 +71,9 @@ def multicast_plan(
             f"team{'s' * (teams > 1)} of {rows * groups} rows; h travels through the L2 cache, "
             "once into each cluster"
             + (f"; {groups} groups of rows take turns meanwhile" if groups > 1 else "")
+            + ("; clusters besides compute x·W just ahead, for many steps" if spare else "")
         ),
+        spare=spare,
     )
 
 

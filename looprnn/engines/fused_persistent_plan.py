@@ -15,6 +15,7 @@ CLUSTER_BARRIER_US: Final = 0.4  # measured, 128 threads a block
 GRID_BARRIER_US: Final = 1.0  # measured, 132 blocks
 DIRECTIONS: Final = {("forward",): 1, ("reverse",): 2, ("forward", "reverse"): 3}
 TYPES: Final = {"fp32": 32, "fp16": 16, "bf16": 17}
+PROJECTION_SHARED: Final = 6 * 2 * 128 * 128 + 8 * 2 * 16 * 128 + 2 * 6 * 8  # Shared of project.cuh
 GATES: Final = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
@@ -46,6 +47,7 @@ class PersistentPlan:
     rows                batch rows of one cluster
     chip_bytes          R and h, as they lie in registers and shared memory, all blocks together
     scratch_bytes       device memory the kernel needs beside its arguments
+    spare               blocks that may be launched besides, for the projection
     us_per_step, floor_us_per_step  expected, the projection not included; exchange + bytes on chip
     why                 a sentence for `looprnn inspect`
     """
@@ -64,6 +66,7 @@ class PersistentPlan:
     us_per_step: float
     floor_us_per_step: float
     why: str
+    spare: int = 0
 
     @property
     def options(self) -> list[str]:

@@ -205,12 +205,8 @@ def _persistent(
     )  # fmt: skip
     product = made.operations[-1]
     assert isinstance(product, Launch), "the projection"
-    if plan.source == "multicast.cu" and layer.directions == ("forward",):
-        both = beside(made, product, launch, k, plan.us_per_step)
-        if both:
-            made.operations[-1:] = both
-            return
-    made.operations.append(launch)
+    both = beside(made, product, launch, k, plan) if plan.spare else None
+    made.operations[-1:] = [both] if both else [product, launch]
 
 
 def _around(kernel: str, struct: str, grid: tuple[int, int, int], fields: Any) -> Launch:

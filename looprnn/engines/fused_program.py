@@ -37,13 +37,12 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
     "Slots": {"table": "f", "h": "f", "c": "f", "h_0": "f", "c_0": "f", "begin": "i", "end": "i",
               "lengths": "i", "failed": "i", "H": "I", "C": "I"},
     # As separate arguments, in this order: of project.cu, and of the persistent kernels (see
-    # fused_persistent.py).
-    "Project": {"x": "T", "w": "T", "bias": "f", "y": "f", "ready": "i", "batch": "I", "time": "I",
-                "times": "I", "N": "I", "K": "I"},
+    # fused_persistent.py); each kernel takes as many of them as it declares.
+    "Project": {"x": "T", "w": "T", "bias": "f", "y": "f", "M": "I", "N": "I", "K": "I"},
     "Persistent": {"r": "w", "xg": "f", "bias_n": "f", "lengths": "i", "h_0": "f", "c_0": "f",
                    "output": "f", "h_n": "f", "c_n": "f", "scratch": "f", "error": "i",
                    "batch": "I", "time": "I", "state_stride": "L", "timeout": "U", "ready": "i",
-                   "tiles": "I", "times": "I"},
+                   "times": "I", "blocks": "I", "x": "T", "w": "T", "bias": "f", "K": "I"},
 }  # fmt: skip
 
 
@@ -88,9 +87,8 @@ class Launch:
     """One kernel of one unit (see fused_source.py), its struct's fields by name; those left out
     are 0.
 
-    `spread` kernels take the fields as separate arguments, those they declare. block in threads,
-    shared in bytes. An `early` one begins before the launch before it ends, and waits for that by
-    itself.
+    `spread` kernels take the fields as separate arguments. block in threads, shared in bytes. An
+    `early` one begins before the launch before it ends, and waits for that by itself.
     """
 
     unit: str

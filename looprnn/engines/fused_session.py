@@ -122,17 +122,23 @@ class FusedSession:
         self._modules = {n: opening.enter_context(cuda.Module(cubins[n])) for n in units}
         self._kernels: dict[tuple[str, str], cuda.Kernel] = {}
         for k, way in enumerate(self.ways):
-            if way.plan and not self._fits(way, gpu.multiprocessors):
+            if not way.plan:
+                continue
+            room = self._resident(way, gpu.multiprocessors)
+            if room < (way.plan.grid if way.plan.cooperative else way.plan.cluster):
                 why = f"{gpu} does not hold {way.plan.grid} blocks at once"
                 self.ways[k] = dataclasses.replace(way, plan=None, why=why)
                 log.warning("%s: layer %d step by step: %s", self.path, way.layer, why)
+            elif room < way.plan.grid + way.plan.spare:
+                plan = dataclasses.replace(way.plan, spare=room - way.plan.grid)
+                self.ways[k] = dataclasses.replace(way, plan=plan)
 
     def _program(self, batch: int, time: int, begin: Begin = "given") -> Program:
         made = fused_plan.program(self.spec, self.ways, batch, time, hopper=self._hopper)
         return made if begin == "given" else between_slots(made, self.spec, batch, begin)
 
-    def _fits(self, way: Way, multiprocessors: int) -> bool:
-        """Whether blocks that wait for each other are resident together."""
+    def _resident(self, way: Way, multiprocessors: int) -> int:
+        """How many blocks of this way's kernel are resident together."""
         assert way.plan is not None
         program = self._program(way.last, 1)
         launch = next(
@@ -140,11 +146,7 @@ class FusedSession:
             for op in program.launches
             if op.struct == "Persistent" and op.unit == persistent_unit(way.plan).name
         )
-        kernel, shape = self._kernel(launch), shape_of(launch)
-        if launch.fields.get("ready") and shape.grid[0] >= multiprocessors:
-            return False  # the projection beside it would wait for it
-        needed = shape.grid[0] if shape.cooperative else shape.cluster
-        return kernel.resident(shape, multiprocessors) >= needed
+        return self._kernel(launch).resident(shape_of(launch), multiprocessors)
 
     def _allocate(self, opening: ExitStack) -> None:
         """Buffers as large as any request of the profile needs them."""

@@ -8,6 +8,7 @@ import math
 from typing import Final
 
 from looprnn.engines.fused_pack import padded
+from looprnn.engines.fused_persistent_plan import PROJECTION_SHARED, PersistentPlan
 from looprnn.engines.fused_program import At, Boxes, Launch, Loop, Program, Value
 from looprnn.engines.fused_source import WEIGHT, matmul_unit, project_unit, step_unit
 from looprnn.spec import Layer
@@ -15,7 +16,6 @@ from looprnn.spec import Layer
 FLOAT: Final = 4  # bytes
 WIDTH: Final = {"fp32": 4, "fp16": 2, "fp16_state": 2, "bf16": 2}  # of a weight, in bytes
 LARGE: Final = 128  # the side of the largest tile
-PROJECT_SHARED: Final = 6 * 2 * LARGE * 128 + 8 * 2 * 16 * 128 + 2 * 6 * 8 + 8  # Shared of project.cu
 PROJECT_RATE: Final = 2.5e6  # multiply-adds a µs of a multiprocessor: measured 2.95e6
 MULTIPROCESSORS: Final = 132
 
@@ -74,47 +74,41 @@ def by_boxes(
     fields: dict[str, Value] = {
         "x": Boxes(at=x, shape=(1, M, K), width=half, box=box),
         "w": Boxes(at=w, shape=(1, N, K), width=half, box=box),
-        "y": y, "bias": bias, "batch": 1, "time": M, "times": LARGE, "N": N, "K": K,
+        "y": y, "bias": bias, "M": M, "N": N, "K": K,
     }  # fmt: skip
     return Launch(
         unit=project_unit(precision).name, kernel="project", struct="Project", fields=fields,
-        grid=(min(tiles, MULTIPROCESSORS), 1, 1), block=384, shared=PROJECT_SHARED, early=True,
+        grid=(min(tiles, MULTIPROCESSORS), 1, 1), block=384, shared=PROJECTION_SHARED, early=True,
     )  # fmt: skip
 
 
 def beside(
-    program: Program, product: Launch, recurrence: Launch, k: int, us_per_step: float
-) -> tuple[Launch, Launch] | None:
-    """The recurrence, and then the projection in the order of time on some of the multiprocessors
-    that it leaves; None where the projection would not be hidden, or is over in no time.
+    program: Program, product: Launch, recurrence: Launch, k: int, plan: PersistentPlan
+) -> Launch | None:
+    """The recurrence with the projection in it, on the blocks that the plan has to spare: the steps
+    in their order; None where they would not keep ahead, or it is over in no time.
 
-    No more of them than keep ahead: what the projection asks of the L2 cache, h has to wait for.
+    No more blocks than keep ahead: what they ask of the L2 cache, h has to wait for.
     """
-    fields = product.fields
     batch, time = recurrence.fields["batch"], recurrence.fields["time"]
-    x, N, K = fields.get("x"), fields["N"], fields["K"]
-    if not isinstance(x, Boxes):
+    x, N, K = product.fields.get("x"), product.fields["N"], product.fields["K"]
+    if not isinstance(x, Boxes):  # of another projection
         return None
     assert isinstance(batch, int) and isinstance(time, int)
     assert isinstance(N, int) and isinstance(K, int)
     rows = min(LARGE, 1 << (batch - 1).bit_length())  # of a tile
     times, tall = LARGE // rows, -(-batch // rows)
     spans, across = -(-time // times), -(-N // LARGE)
-    needed = math.ceil(tall * rows * N * K / (us_per_step * PROJECT_RATE))
-    if needed > MULTIPROCESSORS - recurrence.grid[0] or tall * across * spans < 4 * MULTIPROCESSORS:
+    blocks = math.ceil(tall * rows * N * K / (plan.us_per_step * PROJECT_RATE))
+    if blocks > plan.spare or tall * across * spans < 4 * MULTIPROCESSORS:
         return None
-    ready = program.take(f"l{k}.ready", (1 + spans) * FLOAT)
-    boxes = dataclasses.replace(x, shape=(batch, time, K), box=(rows, times, 64))
-    shared = {"ready": ready, "times": times}
-    product = dataclasses.replace(
-        product,
-        grid=(needed, 1, 1),
-        fields={**fields, **shared, "x": boxes, "batch": batch, "time": time},
-    )
-    recurrence = dataclasses.replace(
-        recurrence, fields={**recurrence.fields, **shared, "tiles": tall * across}
-    )
-    return recurrence, product
+    fields = {
+        **recurrence.fields, "ready": program.take(f"l{k}.ready", spans * FLOAT),
+        "times": times, "blocks": blocks,
+        "x": dataclasses.replace(x, shape=(batch, time, K), box=(rows, times, 64)),
+        "w": product.fields["w"], "bias": product.fields["bias"], "K": K,
+    }  # fmt: skip
+    return dataclasses.replace(recurrence, grid=(plan.grid + plan.spare, 1, 1), fields=fields)
 
 
 def project(

@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_grid(
     for (int t = 0; t < AHEAD; t++) load_x(t, t);
     bool lost = false;
     __syncthreads();
-    if (tid == 0) grid_meet(reinterpret_cast<u64*>(scratch), timeout, error);
+    if (tid == 0) grid_meet(reinterpret_cast<u64*>(scratch), gridDim.x, timeout, error);
     __syncthreads();
 
     // Until h(t) is here, all of it, in shared memory.
@@ -210,5 +210,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_grid(
             h_n[to] = h[i];
             if (CELL == LSTM) c_n[to] = c[i];
         }
-    if (tid == 0) grid_leave(reinterpret_cast<u64*>(scratch));
+    if (tid == 0) grid_leave(reinterpret_cast<u64*>(scratch), gridDim.x);
 }

@@ -18,12 +18,13 @@
 //   product    8 warps: R·h, R from registers, h from shared memory, by the matrix instruction of four
 //              warps or, for 8 rows, of one; each four warps have half of K, their sums meet in shared memory
 //   cells      4 warps: gates, h and c, the output; write the words of the next h
-// With `ready`, project.cu computes xg meanwhile on what multiprocessors the teams leave; the cells wait for the steps
-// they come to. Clusters of 16 never take all of a GPU (the planner sees to it), so it gets its turn.
+// With `ready`, the grid has more clusters than the teams: they compute xg meanwhile (project.cuh), step by step, and
+// the cells wait for the steps they come to.
 // In global memory two buffers of h a group are enough for the reason that cluster.cu gives.
 #include "persistent.cuh"
 #include "tile_wgmma.cuh"
 #include "words.cuh"
+#include "project.cuh"
 
 constexpr int GATES = CELL == LSTM ? 4 : 3, D = DIRECTIONS == 3 ? 2 : 1;
 constexpr int UNITS = 16, TEAM = (H + UNITS * C - 1) / (UNITS * C) * C, TILES = (H + 15) / 16;
@@ -56,8 +57,7 @@ struct Layer {
     const uint4* r;
     const float* xg;
     const float* bias_n;
-    const u32* ready;  // of project.cu, or null: all of xg is there
-    u32 tiles;         // how many of each `times` steps
+    const u32* ready;  // of project.cuh, or null: all of xg is there
     int times;
     const int* lengths;
     const float *h_0, *c_0;
@@ -182,12 +182,14 @@ __device__ __forceinline__ void product(const Layer& l, int warp, int lane) {
 
 // Until step t of xg is there; answers how many steps are: those known at once need no later look. By a whole warp.
 __device__ __forceinline__ int await_x(const Layer& l, int t, int lane) {
+    using projection::SIDE;
     const int spans = (l.time + l.times - 1) / l.times, span = min(t / l.times + lane, spans - 1);
+    const u32 tiles = (l.batch * l.times + SIDE - 1) / SIDE * ((D * GATES * H + SIDE - 1) / SIDE);
     const u64 start = nanoseconds();
     while (true) {
         u32 count;
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(l.ready + 1 + span) : "memory");
-        const int more = __ffs(~__ballot_sync(~0u, count == l.tiles)) - 1;  // -1: all 32
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(l.ready + span) : "memory");
+        const int more = __ffs(~__ballot_sync(~0u, count == tiles)) - 1;  // -1: all 32
         if (more != 0) return min((t / l.times + (more < 0 ? 32 : more)) * l.times, l.time);
         if (!__any_sync(~0u, late(start, l.timeout, l.error))) continue;
         *(volatile u32*)l.error = 1;
@@ -312,19 +314,42 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
             }
 }
 
+// A block of the grid beyond the teams, the first-th of so many; those too many do nothing.
+__device__ __forceinline__ void project_xg(const projection::Work& work) {
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    work.begin();
+    if (warp >= 8) {
+        keep_registers<24>();
+        if (threadIdx.x == 256) work.fetch();
+    } else {
+        keep_registers<232>();
+        work.compute(warp, threadIdx.x % 32);
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
-    const uint4* __restrict__ r, const float* xg, const float* __restrict__ bias_n,
+    const uint4* __restrict__ r, float* xg, const float* __restrict__ bias_n,
     const int* __restrict__ lengths, const float* h_0, const float* c_0, float* __restrict__ output,
     float* h_n, float* c_n, void* scratch, u32* error, int batch, int time, long long state_stride, u64 timeout,
-    const u32* ready, int tiles, int times) {
-    extern __shared__ __align__(128) unsigned char raw[];
-    Shared& s = *reinterpret_cast<Shared*>(raw);
-    const int tid = threadIdx.x, team = blockIdx.x / TEAM, place = blockIdx.x % TEAM;
+    u32* ready, int times, int blocks, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
+    const float* bias, int K) {
+    extern __shared__ __align__(1024) unsigned char raw[];
+    const int teams = (batch + NB * GROUPS - 1) / (NB * GROUPS) * D, place = blockIdx.x % TEAM;
     u64* const count = reinterpret_cast<u64*>(scratch);
+    if (blockIdx.x >= teams * TEAM) {
+        // Some of each cluster: clusters share a way to the L2 cache.
+        const int i = blockIdx.x - teams * TEAM, first = i % C * ((gridDim.x - teams * TEAM) / C) + i / C;
+        if (first < blocks)
+            project_xg({*reinterpret_cast<projection::Shared*>(raw), x, w, bias, xg, ready, batch, time, times,
+                        D * GATES * H, K, first, blocks});
+        return;
+    }
+    Shared& s = *reinterpret_cast<Shared*>(raw);
+    const int tid = threadIdx.x, team = blockIdx.x / TEAM;
     unsigned char* words = reinterpret_cast<unsigned char*>(scratch) + 128 + (size_t)team * GROUPS * 2 * TEAM * TILE;
-    const Layer layer{s, r, xg, bias_n, ready, (u32)tiles, times, lengths, h_0, c_0, output, h_n, c_n, words, error, batch, time, state_stride,
-                      timeout, cluster_rank(), place, team % D, team / D * NB * GROUPS, DIRECTIONS == 2 || team % D == 1};
-    asm volatile("griddepcontrol.launch_dependents;");  // project.cu may begin once all blocks of this are there
+    const Layer layer{s, r, xg, bias_n, ready, times, lengths, h_0, c_0, output, h_n, c_n, words, error, batch, time,
+                      state_stride, timeout, cluster_rank(), place, team % D, team / D * NB * GROUPS,
+                      DIRECTIONS == 2 || team % D == 1};
     constexpr int OWN = TILE / 16;
     for (int i = tid; i < GROUPS * 2 * OWN; i += THREADS)
         write_word(reinterpret_cast<uint4*>(words + (size_t)(i / OWN) * TEAM * TILE + place * TILE) + i % OWN,
@@ -344,7 +369,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
     } else if (warp < 12) {
         keep_registers<CELL_REGISTERS>();
         previous_kernel_done();
-        if (tid == PRODUCT) grid_meet(count, timeout, error);
+        if (tid == PRODUCT) grid_meet(count, teams * TEAM, timeout, error);
         asm volatile("barrier.cta.sync 3, 256;" ::: "memory");
         cells(layer, warp - 8, lane);
         cluster_sync();
@@ -354,5 +379,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
         courier(layer, warp - 12, lane);
         cluster_sync();
     }
-    if (tid == PRODUCT) grid_leave(count);
+    // Whoever counts on `ready` has left then.
+    if (warp == PRODUCT / 32 && __shfl_sync(~0u, lane == 0 && grid_leave(count, teams * TEAM), 0) && ready)
+        for (int i = lane; i * times < time; i += 32) ready[i] = 0;
 }

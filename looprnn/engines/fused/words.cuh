@@ -29,19 +29,21 @@ __device__ __forceinline__ u32 tagged_half(float x, u32 tag) {
     return (v & 1) == tag ? v : fabsf(x) >= fabsf(near) ? v + 1 : v - 1;
 }
 
-// All blocks of this launch have come; one thread of each calls this. count[0] counts them, count[1] those
-// that leave: the last of them zeroes both for the next launch.
-__device__ __forceinline__ void grid_meet(u64* count, u64 timeout, u32* error) {
+// All so many blocks have come; one thread of each calls this. count[0] counts them, count[1] those that
+// leave: the last of them zeroes both for the next launch, and is told so.
+__device__ __forceinline__ void grid_meet(u64* count, u32 blocks, u64 timeout, u32* error) {
     u64 now;
     const u64 start = nanoseconds();
     asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory");
     do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(count) : "memory");
-    while (now < gridDim.x && nanoseconds() - start < timeout);
-    if (now < gridDim.x) *(volatile u32*)error = 1;
+    while (now < blocks && nanoseconds() - start < timeout);
+    if (now < blocks) *(volatile u32*)error = 1;
 }
 
-__device__ __forceinline__ void grid_leave(u64* count) {
+__device__ __forceinline__ bool grid_leave(u64* count, u32 blocks) {
     u64 before;
     asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(count + 1) : "memory");
-    if (before + 1 == gridDim.x) count[0] = count[1] = 0;
+    if (before + 1 < blocks) return false;
+    count[0] = count[1] = 0;
+    return true;
 }
