@@ -21,7 +21,7 @@ The kernels' arguments, in order (device pointers unless a scalar is named):
 | state_stride | long long                | elements from a row of h_0, c_0, h_n, c_n to the next |
 | timeout      | unsigned long long       | ns a wait may take before it gives up and sets `error` |
 | ready        | unsigned [..], or null   | null: xg is there; else multicast.cu computes it, too |
-| times, blocks| int, int                 | then: steps of a tile; blocks for it, of those to spare |
+| times, blocks| int, int                 | then: steps of a tile; blocks for it, of the spare |
 | x, w, bias, K| maps, float [D·H·G], int | then: x [B, T, K] and W in halves (project.cuh) |
 
 Nothing else may alias. Launch with grid, cluster, block and shared_bytes of the plan; clusters of
