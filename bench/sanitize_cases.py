@@ -157,6 +157,8 @@ def multicast() -> Iterator[Case]:
     yield one("lstm", "fp16", 25, 8, 4)
     yield one("lstm", "fp16", 5, 8, 1, H=300, note="multicast300")  # two clusters
     yield one("lstm", "fp16", 9, 16, 1, H=650, note="multicast650")  # three, one empty in part
+    yield persistent("recurrence_multicast", "gru", "bf16", 9, 3, 300, NB=16, GROUPS=1, APART=1,
+                     note="apart")  # fmt: skip
     yield Case(  # with its projection in it, of 8 times 67 tiles
         "beside-lstm-fp16",
         "recurrence_multicast",

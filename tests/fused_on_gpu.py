@@ -157,6 +157,10 @@ KERNELS = {
         one("lstm", 300, batch=13, precision="fp16", **BOTH),
         {**MULTICAST, "NB": 8, "GROUPS": 2},
     ),
+    "apart": (
+        one("lstm", 300, batch=13, precision="bf16", **BOTH),
+        {**MULTICAST, "NB": 8, "GROUPS": 2, "APART": 1},
+    ),
     "beside": (  # the projection, of 8 times 67 tiles
         one("lstm", 250, inputs=70, batch=100, time=67, precision="fp16", lengths=True),
         {**MULTICAST, "NB": 32, "GROUPS": 4},

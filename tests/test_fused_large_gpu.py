@@ -31,6 +31,8 @@ def source_of(session, batch):
         ("lstm", 1024, 33, 9, "reverse"),
         ("lstm", 1024, 128, 5, "forward"),
         ("lstm", 768, 16, 33, "forward"),
+        ("lstm", 1024, 16, 140, "forward"),  # with its projection in it
+        ("lstm", 1024, 40, 6, "bidirectional"),  # one direction after the other
         ("lstm", 701, 33, 7, "bidirectional"),
         ("gru", 1000, 13, 12, "reverse"),
         ("gru", 769, 64, 1, "forward"),

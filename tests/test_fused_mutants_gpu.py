@@ -66,6 +66,7 @@ MUTANTS = [  # a source, what stands in it, what should not, and a case that mus
      "multicast"),
     ("multicast.cu", "CELL == LSTM && within", "CELL == LSTM", "multicast"),
     ("multicast.cu", "count == tiles", "count <= tiles", "beside"),
+    ("multicast.cu", "APART ? direction", "APART ? 0", "apart"),
     ("multicast.cu", "== tag_of(t)", "<= 1", "multicast"),
     ("multicast.cu", "l.reverse && t < length ? length - 1 - t", "l.reverse ? l.time - 1 - t",
      "multicast_gru"),

@@ -25,13 +25,16 @@ MORE_US = {8: 0.4, 16: 0.75, 32: 1.1}
 
 
 def multicast_plan(
-    layer: Layer, batch: int, rows: int, groups: int, chip: Chip
+    layer: Layer, batch: int, rows: int, groups: int, chip: Chip, *, apart: bool = False
 ) -> PersistentPlan | None:
-    """multicast.cu with groups of so many rows; None where it does not fit."""
+    """multicast.cu with groups of so many rows; None where it does not fit.
+
+    apart: one direction after the other, each in a launch that has the GPU to itself.
+    """
     if layer.cell == "rnn" or layer.reset == "before" or layer.dtype == "fp32":
         return None
     team = team_blocks(layer.hidden)
-    teams = -(-batch // (rows * groups)) * len(layer.directions)
+    teams = -(-batch // (rows * groups)) * (1 if apart else len(layer.directions))
     if team > TEAM or team * teams > CLUSTER * chip.clusters[CLUSTER] or rows * groups > ROWS:
         return None
     h_bytes = 32 * rows * team  # of a group
@@ -54,6 +57,7 @@ def multicast_plan(
             ("GROUPS", groups),
             ("STAGES", stages),
             ("DIRECTIONS", DIRECTIONS[layer.directions]),
+            ("APART", int(apart)),
             ("TYPE", TYPES[layer.dtype]),
         ),
         grid=team * teams,
@@ -64,14 +68,17 @@ def multicast_plan(
         rows=rows * groups,
         chip_bytes=team * teams * (2048 * team + stages * h_bytes),
         scratch_bytes=128 + teams * groups * 2 * h_bytes,
-        us_per_step=round(STEP_US[rows] + (groups - 1) * MORE_US[rows], 3),
-        floor_us_per_step=round(GRID_BARRIER_US + 512 * team / 1024 / CYCLES_PER_US, 3),
+        us_per_step=round((1 + apart) * (STEP_US[rows] + (groups - 1) * MORE_US[rows]), 3),
+        floor_us_per_step=round(
+            (1 + apart) * (GRID_BARRIER_US + 512 * team / 1024 / CYCLES_PER_US), 3
+        ),
         why=(
             f"R stays in registers of {team} blocks in clusters of {CLUSTER}; {teams} such "
             f"team{'s' * (teams > 1)} of {rows * groups} rows; h travels through the L2 cache, "
             "once into each cluster"
             + (f"; {groups} groups of rows take turns meanwhile" if groups > 1 else "")
             + ("; clusters besides compute x·W just ahead, for many steps" if spare else "")
+            + ("; one direction after the other" if apart else "")
         ),
         spare=spare,
     )

@@ -23,6 +23,7 @@ The kernels' arguments, in order (device pointers unless a scalar is named):
 | ready        | unsigned [..], or null   | null: xg is there; else multicast.cu computes it, too |
 | times, blocks| int, int                 | then: steps of a tile; blocks for it, of the spare |
 | x, w, bias, K| maps, float [D·H·G], int | then: x [B, T, K] and W in halves (project.cuh) |
+| direction    | int                      | of this launch, where multicast.cu takes one at a time |
 
 Nothing else may alias. Launch with grid, cluster, block and shared_bytes of the plan; clusters of
 16 need cudaFuncAttributeNonPortableClusterSizeAllowed; `cooperative` plans the cooperative
@@ -95,6 +96,8 @@ def candidates(
     for rows in STEP_US:
         for groups in (1, 2, 4):
             found.append(multicast_plan(layer, batch, rows, groups, chip))
+            if len(directions) == 2:
+                found.append(multicast_plan(layer, batch, rows, groups, chip, apart=True))
     return sorted((plan for plan in found if plan), key=lambda plan: plan.us_per_step)
 
 

@@ -206,7 +206,14 @@ def _persistent(
     product = made.operations[-1]
     assert isinstance(product, Launch), "the projection"
     both = beside(made, product, launch, k, plan) if plan.spare else None
-    made.operations[-1:] = [both] if both else [product, launch]
+    if both:
+        made.operations[-1] = both
+    elif dict(plan.defines).get("APART"):
+        for d in range(len(layer.directions)):
+            one = dataclasses.replace(launch, fields={**fields, "direction": d})
+            made.operations.append(one)
+    else:
+        made.operations.append(launch)
 
 
 def _around(kernel: str, struct: str, grid: tuple[int, int, int], fields: Any) -> Launch:

@@ -42,7 +42,8 @@ STRUCTS: Final[dict[str, dict[str, str]]] = {
     "Persistent": {"r": "w", "xg": "f", "bias_n": "f", "lengths": "i", "h_0": "f", "c_0": "f",
                    "output": "f", "h_n": "f", "c_n": "f", "scratch": "f", "error": "i",
                    "batch": "I", "time": "I", "state_stride": "L", "timeout": "U", "ready": "i",
-                   "times": "I", "blocks": "I", "x": "T", "w": "T", "bias": "f", "K": "I"},
+                   "times": "I", "blocks": "I", "x": "T", "w": "T", "bias": "f", "K": "I",
+                   "direction": "I"},
 }  # fmt: skip
 
 

@@ -8,7 +8,8 @@
 //   NB GROUPS            rows of a group: 8, 16 or 32; groups of a team, which take turns
 //   STAGES               places for a group's h in shared memory. From two a group on, nobody needs to say
 //                        that a place was read: who sends the next h but one has the next of everybody
-//   DIRECTIONS           1 forward, 2 reverse, 3 both (teams alternate)
+//   DIRECTIONS           1 forward, 2 reverse, 3 both
+//   APART                0: teams of both directions alternate; 1: a launch is of one direction, all its teams
 //   TYPE                 16 fp16, 17 bf16
 //   LOSE_BLOCK           for the test of the timeout: this block of each team sends nothing
 //
@@ -332,9 +333,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
     const int* __restrict__ lengths, const float* h_0, const float* c_0, float* __restrict__ output,
     float* h_n, float* c_n, void* scratch, u32* error, int batch, int time, long long state_stride, u64 timeout,
     u32* ready, int times, int blocks, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-    const float* bias, int K) {
+    const float* bias, int K, int direction) {
     extern __shared__ __align__(1024) unsigned char raw[];
-    const int teams = (batch + NB * GROUPS - 1) / (NB * GROUPS) * D, place = blockIdx.x % TEAM;
+    constexpr int WAYS = APART ? 1 : D;  // directions of this launch
+    const int teams = (batch + NB * GROUPS - 1) / (NB * GROUPS) * WAYS, place = blockIdx.x % TEAM;
     u64* const count = reinterpret_cast<u64*>(scratch);
     if (blockIdx.x >= teams * TEAM) {
         // Some of each cluster: clusters share a way to the L2 cache.
@@ -345,11 +347,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
         return;
     }
     Shared& s = *reinterpret_cast<Shared*>(raw);
-    const int tid = threadIdx.x, team = blockIdx.x / TEAM;
+    const int tid = threadIdx.x, team = blockIdx.x / TEAM, d = APART ? direction : team % D;
     unsigned char* words = reinterpret_cast<unsigned char*>(scratch) + 128 + (size_t)team * GROUPS * 2 * TEAM * TILE;
     const Layer layer{s, r, xg, bias_n, ready, times, lengths, h_0, c_0, output, h_n, c_n, words, error, batch, time,
-                      state_stride, timeout, cluster_rank(), place, team % D, team / D * NB * GROUPS,
-                      DIRECTIONS == 2 || team % D == 1};
+                      state_stride, timeout, cluster_rank(), place, d, team / WAYS * NB * GROUPS,
+                      DIRECTIONS == 2 || d == 1};
     constexpr int OWN = TILE / 16;
     for (int i = tid; i < GROUPS * 2 * OWN; i += THREADS)
         write_word(reinterpret_cast<uint4*>(words + (size_t)(i / OWN) * TEAM * TILE + place * TILE) + i % OWN,
