@@ -165,5 +165,9 @@ KERNELS = {
         one("lstm", 250, inputs=70, batch=100, time=67, precision="fp16", lengths=True),
         {**MULTICAST, "NB": 32, "GROUPS": 4},
     ),
+    "beside_late": (  # on one block, which some wait for while others need not
+        one("lstm", 1000, inputs=70, batch=13, time=140, precision="fp16", lengths=True),
+        {**MULTICAST, "NB": 16, "GROUPS": 1},
+    ),
     "multicast_gru": (one("gru", 250, batch=31, precision="bf16", **BOTH), {**MULTICAST, "NB": 32}),
 }

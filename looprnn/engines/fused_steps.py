@@ -16,7 +16,7 @@ from looprnn.spec import Layer
 FLOAT: Final = 4  # bytes
 WIDTH: Final = {"fp32": 4, "fp16": 2, "fp16_state": 2, "bf16": 2}  # of a weight, in bytes
 LARGE: Final = 128  # the side of the largest tile
-PROJECT_RATE: Final = 2.5e6  # multiply-adds a µs of a multiprocessor: measured 2.95e6
+TILE_US: Final = 1.5, 0.0053  # of a tile of project.cuh: its stores, and for each of K; with room
 MULTIPROCESSORS: Final = 132
 
 
@@ -99,11 +99,13 @@ def beside(
     rows = min(LARGE, 1 << (batch - 1).bit_length())  # of a tile
     times, tall = LARGE // rows, -(-batch // rows)
     spans, across = -(-time // times), -(-N // LARGE)
-    blocks = math.ceil(tall * rows * N * K / (plan.us_per_step * PROJECT_RATE))
+    ready = program.take(f"l{k}.ready", spans * FLOAT)  # for fewer rows of this plan, too
+    us = tall * across / times * (TILE_US[0] + TILE_US[1] * K)
+    blocks = math.ceil(us / plan.us_per_step)
     if blocks > plan.spare or tall * across * spans < 4 * MULTIPROCESSORS:
         return None
     fields = {
-        **recurrence.fields, "ready": program.take(f"l{k}.ready", spans * FLOAT),
+        **recurrence.fields, "ready": ready,
         "times": times, "blocks": blocks,
         "x": dataclasses.replace(x, shape=(batch, time, K), box=(rows, times, 64)),
         "w": product.fields["w"], "bias": product.fields["bias"], "K": K,

@@ -49,7 +49,6 @@ struct Shared {
     int length[GROUPS * NB];
     u64 came[STAGES][2], read[STAGES];   // [half of K]
     u32 lost;
-    int begun;                          // turns of the cells
 };
 
 // What all warps know: the layer's arguments and this block's place in it.
@@ -147,10 +146,7 @@ __device__ __forceinline__ void product(const Layer& l, int warp, int lane) {
         const int stage = turn % STAGES;
         const u32 from = shared_address(l.s.h[stage] + half * KT * TILE);
         wait(l, l.s.came[stage][half], turn / STAGES & 1, lost);
-        if (lost) {  // no h holds it back now
-            *(volatile u32*)&l.s.lost = 1;
-            while (*(volatile int*)&l.s.begun < turn);
-        }
+        if (lost) *(volatile u32*)&l.s.lost = 1;
         float acc[NB / 2] = {};
 #if NB == 8
         // Two tiles of h at once; sums of four chains: an instruction's answer takes four times its turn.
@@ -172,8 +168,8 @@ __device__ __forceinline__ void product(const Layer& l, int warp, int lane) {
         products_commit();
         products_wait();
 #endif
-        // The cells have taken the sums before. Of one group they have, or this h would not be here.
-        if (GROUPS > 1 && turn) asm volatile("barrier.cta.sync 2, 384;" ::: "memory");
+        // The cells have taken the sums before: of this half of h alone nothing may have waited for them.
+        if (turn) asm volatile("barrier.cta.sync 2, 384;" ::: "memory");
         float* to = l.s.sum[half] + n / 4 * S_GATE + q * 2 * S_UNIT + warp % 4 * 4 + n % 4;
 #pragma unroll
         for (int i = 0; i < NB / 2; i++) to[i / 2 % 2 * 2 * S_GATE + (i / 4 * 8 + i % 2) * S_UNIT] = acc[i];
@@ -261,7 +257,6 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
 
     auto run_turn = [&](int g, int t) {
         asm volatile("barrier.cta.sync 1, 384;" ::: "memory");
-        if (warp == 0 && lane == 0) *(volatile int*)&s.begun = t * GROUPS + g + 1;
         // Who goes on without waiting says nothing more: the others would take it for a later turn's word.
         const bool lost = *(volatile u32*)&s.lost;
         if (REPLIES && warp == 0 && lane < C && !lost) arrive_in_block(shared_address(&s.read[(t * GROUPS + g) % STAGES]), lane);
@@ -273,7 +268,7 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
                 const int at = k * S_GATE + (own_row + i) * S_UNIT + own;
                 v[i][k] = s.sum[0][at] + s.sum[1][at];
             }
-        if (GROUPS > 1 && t * GROUPS + g + 1 < l.turns()) asm volatile("barrier.cta.arrive 2, 384;" ::: "memory");
+        if (t * GROUPS + g + 1 < l.turns()) asm volatile("barrier.cta.arrive 2, 384;" ::: "memory");
         // Each gate of all cells before the next one.
 #define EACH_CELL _Pragma("unroll") for (int i = 0; i < CELLS; i++)
         EACH_CELL v[i][0] = sigmoid(v[i][0] + x[i][0]);
@@ -315,16 +310,25 @@ __device__ __forceinline__ void cells(const Layer& l, int warp, int lane) {
             }
 }
 
-// A block of the grid beyond the teams, the first-th of so many; those too many do nothing.
-__device__ __forceinline__ void project_xg(const projection::Work& work) {
-    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+// By one warp of a block that is through. The last one of all leaves `ready` as it was found: also where a block was
+// lost and the projection went on alone.
+__device__ __forceinline__ void leave(u64* count, u32 blocks, u32* ready, int spans, int lane) {
+    if (!__shfl_sync(~0u, lane == 0 && grid_leave(count, blocks), 0) || !ready) return;
+    for (int i = lane; i < spans; i += 32) ready[i] = 0;
+}
+
+// A block of the grid beyond the teams.
+__device__ __forceinline__ void project_xg(const projection::Work& work, u64* count, u32 leaving) {
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     work.begin();
     if (warp >= 8) {
         keep_registers<24>();
         if (threadIdx.x == 256) work.fetch();
     } else {
         keep_registers<232>();
-        work.compute(warp, threadIdx.x % 32);
+        work.compute(warp, lane);
+        asm volatile("barrier.cta.sync 5, 256;" ::: "memory");
+        if (warp == 0) leave(count, leaving, work.ready, work.tiles().spans, lane);
     }
 }
 
@@ -338,12 +342,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
     constexpr int WAYS = APART ? 1 : D;  // directions of this launch
     const int teams = (batch + NB * GROUPS - 1) / (NB * GROUPS) * WAYS, place = blockIdx.x % TEAM;
     u64* const count = reinterpret_cast<u64*>(scratch);
+    const u32 leaving = teams * TEAM + blocks;
     if (blockIdx.x >= teams * TEAM) {
         // Some of each cluster: clusters share a way to the L2 cache.
         const int i = blockIdx.x - teams * TEAM, first = i % C * ((gridDim.x - teams * TEAM) / C) + i / C;
         if (first < blocks)
             project_xg({*reinterpret_cast<projection::Shared*>(raw), x, w, bias, xg, ready, batch, time, times,
-                        D * GATES * H, K, first, blocks});
+                        D * GATES * H, K, first, blocks},
+                       count, leaving);
         return;
     }
     Shared& s = *reinterpret_cast<Shared*>(raw);
@@ -357,7 +363,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
         write_word(reinterpret_cast<uint4*>(words + (size_t)(i / OWN) * TEAM * TILE + place * TILE) + i % OWN,
                    make_uint4(0, 0, 0, 0));
     if (tid == 0) {
-        s.lost = s.begun = 0;
+        s.lost = 0;
         for (int i = 0; i < STAGES * 2; i++) barrier_init(shared_address(s.came[0] + i), 1);
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(s.read + i), C);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -381,7 +387,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_multicast(
         courier(layer, warp - 12, lane);
         cluster_sync();
     }
-    // Whoever counts on `ready` has left then.
-    if (warp == PRODUCT / 32 && __shfl_sync(~0u, lane == 0 && grid_leave(count, teams * TEAM), 0) && ready)
-        for (int i = lane; i * times < time; i += 32) ready[i] = 0;
+    if (warp == PRODUCT / 32) leave(count, leaving, ready, ready ? (time + times - 1) / times : 0, lane);
 }
