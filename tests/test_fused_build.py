@@ -279,3 +279,14 @@ def test_a_stack_whose_h_and_c_differ_goes_step_by_step():
     spec = case("mixed", layer("lstm", 64), layer("gru", 64)).spec
     ways = fused_plan.choose(spec)
     assert "an h and a c of other sizes" in next(w.why for w in ways if w.layer == 0)
+
+
+def test_a_way_takes_what_room_a_gpu_has():
+    way = fused_plan.choose(large(1024, 32))[-1]
+    assert (way.plan.grid, way.plan.spare) == (64, 48)
+    assert [way.on("a GPU", room).plan.spare for room in (64, 80, 112, 128)] == [0, 16, 48, 48]
+    assert way.on("a GPU", 63).plan is None
+    assert "a GPU does not hold 64 blocks at once" in way.on("a GPU", 63).why
+    way = fused_plan.choose(dataclasses.replace(large(300, 130), precision="fp32"))[-1]
+    assert way.plan.grid > 132
+    assert way.on("a GPU", 112) == way, "its clusters come one after another"

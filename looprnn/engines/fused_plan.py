@@ -41,6 +41,19 @@ class Way:
     plan: PersistentPlan | None
     why: str
 
+    def on(self, gpu: object, room: int) -> Self:
+        """This way on a GPU that holds so many blocks of its plan's kernel at once: with fewer to
+        spare, or step by step.
+        """
+        plan = self.plan
+        if plan is None:
+            return self
+        if room < (plan.grid if plan.cooperative else plan.cluster):
+            why = f"{gpu} does not hold {plan.grid} blocks at once"
+            return dataclasses.replace(self, plan=None, why=why)
+        spare = min(plan.spare, max(room - plan.grid, 0))  # clusters may come one after another
+        return dataclasses.replace(self, plan=dataclasses.replace(plan, spare=spare))
+
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

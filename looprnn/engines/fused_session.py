@@ -124,14 +124,10 @@ class FusedSession:
         for k, way in enumerate(self.ways):
             if not way.plan:
                 continue
-            room = self._resident(way, gpu.multiprocessors)
-            if room < (way.plan.grid if way.plan.cooperative else way.plan.cluster):
-                why = f"{gpu} does not hold {way.plan.grid} blocks at once"
-                self.ways[k] = dataclasses.replace(way, plan=None, why=why)
-                log.warning("%s: layer %d step by step: %s", self.path, way.layer, why)
-            elif room < way.plan.grid + way.plan.spare:
-                plan = dataclasses.replace(way.plan, spare=room - way.plan.grid)
-                self.ways[k] = dataclasses.replace(way, plan=plan)
+            here = way.on(gpu, self._resident(way, gpu.multiprocessors))
+            if not here.plan:
+                log.warning("%s: layer %d step by step: %s", self.path, way.layer, here.why)
+            self.ways[k] = here
 
     def _program(self, batch: int, time: int, begin: Begin = "given") -> Program:
         made = fused_plan.program(self.spec, self.ways, batch, time, hopper=self._hopper)
