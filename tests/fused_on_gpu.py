@@ -165,7 +165,7 @@ KERNELS = {
         one("lstm", 250, inputs=70, batch=100, time=67, precision="fp16", lengths=True),
         {**MULTICAST, "NB": 32, "GROUPS": 4},
     ),
-    "beside_late": (  # on one block, which some wait for while others need not
+    "beside_of_one_group": (
         one("lstm", 1000, inputs=70, batch=13, time=140, precision="fp16", lengths=True),
         {**MULTICAST, "NB": 16, "GROUPS": 1},
     ),

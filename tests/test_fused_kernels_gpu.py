@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from looprnn import parity
-from looprnn.engines import fused_plan
+from looprnn.engines import fused_plan, fused_steps
 from looprnn.errors import EngineError
 from looprnn.spec import Profile, Range
 
@@ -98,7 +98,7 @@ def test_a_thousand_runs_are_one(opened, name):
         assert bits(poisoned(session, inputs) if k % 100 == 0 else session.run(inputs)) == first
 
 
-@every_kernel
+@pytest.mark.parametrize("name", sorted(KERNELS.keys() - {"apart"}))  # of two directions alone
 def test_cut_in_two(opened, name):
     spec, said = KERNELS[name]
     forward = dataclasses.replace(spec.layers[0], direction="forward")
@@ -113,6 +113,19 @@ def test_cut_in_two(opened, name):
         joined = np.concatenate([first["output"], second["output"]], axis=1)
         right, found = agrees(spec, inputs, {**second, "output": joined}, CLOSE)
         assert right, (cut, found)
+
+
+@pytest.mark.parametrize("name", ["beside", "beside_of_one_group"])
+def test_x_that_is_late(opened, monkeypatch, name):
+    """On one block, which some blocks wait for while others need not."""
+    monkeypatch.setattr(fused_steps, "TILE_US", (1e-3, 0.0))
+    spec, said = KERNELS[name]
+    plan, batch, time = plan_of(spec, **said), spec.profile.batch.max, spec.profile.time.max
+    session = opened(spec, plan=plan)
+    launches = fused_plan.program(spec, session.ways, batch, time).launches
+    assert [launch.fields.get("blocks") for launch in launches] == [None, 1]
+    for seed in range(20):
+        check(session, spec, batch, time, seed, limits=CLOSE)
 
 
 def test_two_engines_of_one_process_both_get_through(opened):

@@ -12,6 +12,7 @@ import pytest
 
 Warp = Iterator[None]
 HALVES = (0, 1)  # of K; of a block's cells
+COURIERS = 4  # more than have a tile here: some stand idle
 STALL, PATIENCE = 300, 400_000  # turns of other warps
 
 
@@ -81,7 +82,7 @@ class Model:
 
     def run(self) -> None:
         for x in range(self.size):
-            self.live += [self.courier(x)]
+            self.live += [self.courier(x, warp) for warp in range(COURIERS)]
             self.live += [role(x, half) for role in (self.product, self.cells) for half in HALVES]
         left = PATIENCE
         while self.live:
@@ -99,17 +100,25 @@ class Model:
         for _ in range(self.random.randrange(most)):
             yield
 
-    def courier(self, x: int) -> Warp:
+    def courier(self, x: int, warp: int) -> Warp:
         own, share = self.blocks[x], self.size // self.cluster
+        if warp >= share and self.without != "the idle couriers' leave":
+            return
         for turn in range(self.turns):
             g, t, stage = turn % self.groups, turn // self.groups, turn % self.stages
+            if self.random.random() < 0.1:
+                yield from self.pause(STALL)
             if turn >= self.stages and self.without != "the courier's wait":
                 before = (turn // self.stages - 1) % 2
-                for barrier in [own.read[stage]] if self.replies else own.came[stage]:
-                    yield from barrier.wait(before)
-            for half in HALVES:
-                own.came[stage][half].change(arrivals=1, copies=self.size // 2)
-            for i in range(share):
+                if self.replies:
+                    yield from own.read[stage].wait(before)
+                elif warp == 0:
+                    for barrier in own.came[stage]:
+                        yield from barrier.wait(before)
+            if warp == 0:
+                for half in HALVES:
+                    own.came[stage][half].change(arrivals=1, copies=self.size // 2)
+            for i in range(warp, share, COURIERS):
                 tile = x % self.cluster * share + i
                 words = self.words[g][t % 2][tile]
                 while any(tag != self.tag(t) for tag, _ in words):
@@ -185,6 +194,7 @@ def test_every_turn_reads_its_own_h_and_sums(groups, stages):
         ("the cells' word that sums were taken", 1, 2),  # half of h may come without them
         ("the courier's wait", 1, 2),
         ("replies", 4, 3),
+        ("the idle couriers' leave", 4, 3),  # who misses two phases waits for a third
         ("tags", 1, 2),
     ],
 )

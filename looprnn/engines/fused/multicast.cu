@@ -92,7 +92,9 @@ __device__ __forceinline__ void wait(const Layer& l, const u64& barrier, u32 par
 __device__ __forceinline__ void courier(const Layer& l, int warp, int lane) {
     constexpr int EACH = (NB * 2 + 31) / 32;  // words a lane watches
     bool lost = false;
-    for (int turn = 0; turn < l.turns(); turn++) {
+    // Who copies nothing waits for nothing: nobody would wait for it, and a barrier it came to two phases late has the
+    // parity of one yet to end.
+    for (int turn = 0; warp < SHARE && turn < l.turns(); turn++) {
         const int g = turn % GROUPS, t = turn / GROUPS, stage = turn % STAGES;
         if (turn >= STAGES) {
             const u32 before = turn / STAGES - 1 & 1;
