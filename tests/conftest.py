@@ -144,6 +144,25 @@ def sums_url(request: pytest.FixtureRequest, summing: Server) -> str:
     return f"{request.param}://{getattr(summing, request.param)}"
 
 
+@pytest.fixture
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[object]:
+    """A fused engine on this GPU: opened(spec, weights, plan) → an open session."""
+    skip_unless_it_runs("fused", request)
+    from fused_on_gpu import sessions  # needs what the engine needs
+
+    with sessions(tmp_path) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def load_stream_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """The stream model on a double of Triton; see stream_triton_double."""
+    from stream_triton_double import loading  # builds an engine
+
+    with loading(tmp_path_factory.mktemp("repository")) as load:
+        yield load
+
+
 @pytest.fixture(params=["threads", "asyncio"])
 def connect_sums(request: pytest.FixtureRequest, sums_url: str) -> Iterator[object]:
     """Opens a client of either kind of that server: connect_sums(model, …)."""

@@ -7,7 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import skip_unless_it_runs
 from fused_on_gpu import (
     CLOSE,
     KERNELS,
@@ -19,7 +18,6 @@ from fused_on_gpu import (
     plan_of,
     plans,
     poisoned,
-    sessions,
 )
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -32,14 +30,6 @@ from looprnn.spec import Profile, Range
 pytestmark = pytest.mark.gpu
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow]
 every_kernel = pytest.mark.parametrize("name", KERNELS)
-
-
-@pytest.fixture
-def opened(request, tmp_path):
-    """opened(spec, plan=…) → an open session."""
-    skip_unless_it_runs("fused", request)
-    with sessions(tmp_path) as make:
-        yield make
 
 
 def profiled(spec, time, **changes):

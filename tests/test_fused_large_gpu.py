@@ -1,20 +1,11 @@
 """The fused engine where a layer needs the whole GPU: H above 512 and many rows."""
 
 import pytest
-from conftest import skip_unless_it_runs
-from fused_on_gpu import bits, check, one, poisoned, sessions
+from fused_on_gpu import bits, check, one, poisoned
 
 from looprnn import parity
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def opened(request, tmp_path):
-    """opened(spec) → an open session, as planned."""
-    skip_unless_it_runs("fused", request)
-    with sessions(tmp_path) as make:
-        yield make
 
 
 def source_of(session, batch):

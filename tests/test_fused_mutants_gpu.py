@@ -3,7 +3,6 @@
 from contextlib import suppress
 
 import pytest
-from conftest import skip_unless_it_runs
 from fused_on_gpu import (
     BOTH,
     CLOSE,
@@ -14,7 +13,6 @@ from fused_on_gpu import (
     one,
     plan_of,
     poisoned,
-    sessions,
 )
 
 from looprnn import parity
@@ -89,14 +87,6 @@ def test_what_a_mutant_changes_is_there(source, right, wrong, name):
         assert plan_of(spec, **said).source == ("multicast.cu" if name == "beside" else source)
 
 
-@pytest.fixture
-def opened(request, tmp_path):
-    """opened(spec, plan=…) → an open session."""
-    skip_unless_it_runs("fused", request)
-    with sessions(tmp_path) as make:
-        yield make
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(("source", "right", "wrong", "name"), MUTANTS)
 def test_parity_notices_a_wrong_kernel(opened, monkeypatch, source, right, wrong, name):
@@ -112,6 +102,7 @@ def test_parity_notices_a_wrong_kernel(opened, monkeypatch, source, right, wrong
         "_read",
         lambda which: read(which).replace(right, wrong) if which == source else read(which),
     )
+    mutant = opened(spec, plan=plan)
     with suppress(EngineError):  # a wait that came too late notices, too
-        well, found = agrees(spec, inputs, poisoned(opened(spec, plan=plan), inputs), limits)
+        well, found = agrees(spec, inputs, poisoned(mutant, inputs), limits)
         assert not well, found

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import CASES
-from conftest import ROOT, needs
+from conftest import ROOT
+from inspector_double import WORDS, Double, trt
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -219,29 +220,6 @@ def test_what_is_not_there_is_an_error_in_words(say, what, error, words, monkeyp
     monkeypatch.chdir(ROOT)
     with pytest.raises(error, match=words):
         say(what)
-
-
-trt = needs("tensorrt_rtx", "pip install 'looprnn[rtx]'")
-WORDS = {"Layers": [{"Name": "l0/forward/h_r"}], "Bindings": ["input"]}
-
-
-class Double:
-    """TensorRT's runtime, engine and inspector in one."""
-
-    ILogger, LayerInformationFormat = trt.ILogger, trt.LayerInformationFormat
-
-    def Runtime(self, logger):
-        return self
-
-    def deserialize_cuda_engine(self, plan):
-        return None if plan == b"damaged" else self
-
-    def create_engine_inspector(self):
-        return self
-
-    def get_engine_information(self, form):
-        assert form == trt.LayerInformationFormat.JSON
-        return json.dumps(WORDS)
 
 
 def test_the_double_has_no_method_that_tensorrt_lacks():

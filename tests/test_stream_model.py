@@ -5,21 +5,15 @@ way to get that wrong is noticed.
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_triton_double import CAPACITY, END, START, loading, play
+from stream_triton_double import CAPACITY, END, START, play
 
 from looprnn.slots import SlotTable
 from looprnn.states import HostStates
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    with loading(tmp_path_factory.mktemp("repository")) as load:
-        yield load
-
-
 @pytest.fixture
-def model(load):
-    return load()
+def model(load_stream_model):
+    return load_stream_model()
 
 
 @st.composite
@@ -45,8 +39,8 @@ def scripts(draw):
 
 
 @given(script=scripts())
-def test_streams_cut_and_interleaved_at_will_are_the_whole_sequences(load, script):
-    model = load()
+def test_streams_cut_and_interleaved_at_will_are_the_whole_sequences(load_stream_model, script):
+    model = load_stream_model()
     assert play(model, script)
     assert len(model._table) == 0
 

@@ -10,7 +10,6 @@ from stream_triton_double import (
     START,
     Chunk,
     hidden,
-    loading,
     play,
     refused,
     steps,
@@ -21,15 +20,9 @@ from triton_double import MetricFamily
 from looprnn.slots import SlotTable
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    with loading(tmp_path_factory.mktemp("repository")) as load:
-        yield load
-
-
 @pytest.fixture
-def model(load):
-    return load()
+def model(load_stream_model):
+    return load_stream_model()
 
 
 def full(model):
@@ -117,16 +110,16 @@ def test_metrics_say_what_became_of_the_streams(model):
     }
 
 
-def test_the_sweeper_needs_no_traffic(load, monkeypatch):
+def test_the_sweeper_needs_no_traffic(load_stream_model, monkeypatch):
     swept = threading.Event()
     monkeypatch.setattr(SlotTable, "sweep", lambda self: swept.set())
-    load()
+    load_stream_model()
     assert swept.wait(30)
 
 
-def test_finalize_ends_the_sweeper(load):
+def test_finalize_ends_the_sweeper(load_stream_model):
     before = threading.active_count()
-    model = load()
+    model = load_stream_model()
     assert threading.active_count() > before
     model.finalize()
     assert threading.active_count() == before

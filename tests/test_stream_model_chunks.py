@@ -9,7 +9,6 @@ from stream_triton_double import (
     Session,
     export,
     hidden,
-    loading,
     play,
     state,
     steps,
@@ -17,15 +16,9 @@ from stream_triton_double import (
 )
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    with loading(tmp_path_factory.mktemp("repository")) as load:
-        yield load
-
-
 @pytest.fixture
-def model(load):
-    return load()
+def model(load_stream_model):
+    return load_stream_model()
 
 
 def test_chunks_of_many_streams_are_one_run(model):
@@ -51,12 +44,12 @@ def test_a_state_is_restored_without_a_step_too(model):
     assert state(answer) == export(model, 1) == (7, 8)
 
 
-def test_no_step_changes_no_bit_whatever_the_engine_rounds(load):
+def test_no_step_changes_no_bit_whatever_the_engine_rounds(load_stream_model):
     class Rounding(Session):
         def run(self, inputs, wanted=None):
             return {n: np.round(a, 1) for n, a in super().run(inputs, wanted).items()}
 
-    model = load(Rounding())
+    model = load_stream_model(Rounding())
     third = np.full((1, 1, 5), 1 / 3, np.float32)
     none = np.zeros((1, 1), np.int32)
     model.execute([Chunk(1, steps(1, 1), START, lengths=none, h_0=third, c_0=third)])

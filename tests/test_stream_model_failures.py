@@ -8,7 +8,6 @@ from stream_triton_double import (
     START,
     Chunk,
     hidden,
-    loading,
     play,
     refused,
     steps,
@@ -18,15 +17,9 @@ from stream_triton_double import (
 from looprnn.errors import EngineError
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    with loading(tmp_path_factory.mktemp("repository")) as load:
-        yield load
-
-
 @pytest.fixture
-def model(load):
-    return load()
+def model(load_stream_model):
+    return load_stream_model()
 
 
 BAD = {
@@ -92,17 +85,17 @@ def test_failed_starts_take_no_slot(model):
     assert play(model, [[(s, 1, START) for s in range(1, CAPACITY + 1)]])
 
 
-def test_a_config_that_says_not_how_streams_are_kept_fails_the_load_in_words(load):
+def test_a_config_that_says_not_how_streams_are_kept_fails_the_load_in_words(load_stream_model):
     with pytest.raises(
         RuntimeError, match="^lstm_stream: .*python build_engines.py --variant lstm"
     ):
-        load(stream_capacity="many")
+        load_stream_model(stream_capacity="many")
 
 
-def test_states_that_cannot_be_had_fail_the_load_in_words(load, monkeypatch):
+def test_states_that_cannot_be_had_fail_the_load_in_words(load_stream_model, monkeypatch):
     def none(*_):
         raise EngineError("states of 5 streams take 9 MiB. Lower capacity")
 
     monkeypatch.setattr("looprnn.states.HostStates", none)
     with pytest.raises(RuntimeError, match="^lstm_stream: states of 5 .*Lower capacity"):
-        load()
+        load_stream_model()

@@ -17,7 +17,7 @@ from looprnn.engines.fused_persistent_plan import (
 CLUSTER = 16
 UNITS = 16  # of a block
 TEAM = 64  # its most blocks: what of R a thread's registers hold
-ROWS = 128  # of a team at most: what of h and c a thread's registers hold
+ROWS = 128  # of a team at most: what of h a thread's registers hold
 # Measured at H = 768 and 1024 (bench/fused-notes.md), by the rows of a group: µs from one h of a
 # group to its next, and µs that each further group adds to it.
 STEP_US = {8: 1.43, 16: 1.65, 32: 2.15}

@@ -46,8 +46,7 @@ class Way:
         spare, or step by step.
         """
         plan = self.plan
-        if plan is None:
-            return self
+        assert plan is not None
         if room < (plan.grid if plan.cooperative else plan.cluster):
             why = f"{gpu} does not hold {plan.grid} blocks at once"
             return dataclasses.replace(self, plan=None, why=why)

@@ -105,8 +105,7 @@ def beside(
     if blocks > plan.spare or tall * across * spans < 4 * MULTIPROCESSORS:
         return None
     fields = {
-        **recurrence.fields, "ready": ready,
-        "times": times, "blocks": blocks,
+        **recurrence.fields, "ready": ready, "times": times, "blocks": blocks,
         "x": dataclasses.replace(x, shape=(batch, time, K), box=(rows, times, 64)),
         "w": product.fields["w"], "bias": product.fields["bias"], "K": K,
     }  # fmt: skip

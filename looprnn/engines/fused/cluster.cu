@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence(
     const int warp = __shfl_sync(~0u, tid / 32, 0);
     if (COURIER && warp >= WARPS) {
 #if COURIER && WARPS > 4
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        keep_registers<40>();
 #endif
         previous_kernel_done();
         courier(layer, warp - WARPS, tid % 32);

@@ -151,6 +151,19 @@ __device__ __forceinline__ void previous_kernel_done() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+// Of a group of four warps, registers for each thread: more than 128, or fewer, than the kernel began with.
+template <int N> __device__ __forceinline__ void keep_registers() {
+    if (N < 128) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+    else asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// Around the matrix instructions of four warps: until at most N of the groups committed are under way.
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
 #define LOG2_E 1.4426950408889634f
 // 1 / (1 + 2^-x): error 1e-7. Inf and -Inf give the limits.
 __device__ __forceinline__ float sigmoid2(float x) {

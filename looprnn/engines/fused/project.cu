@@ -13,13 +13,13 @@ extern "C" __global__ void __launch_bounds__(384, 1) project(
     asm volatile("griddepcontrol.launch_dependents;");  // for a kernel that waits for this one's end by itself
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (warp >= 8) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        keep_registers<40>();
         if (threadIdx.x == 256) {
             previous_kernel_done();
             work.fetch();
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        keep_registers<232>();
         work.compute(warp, threadIdx.x % 32);
     }
 }

@@ -39,19 +39,11 @@ __device__ __forceinline__ void multiply(float (&d)[64], u64 a, u64 b, int add) 
 __device__ __forceinline__ u64 matrix(const void* rows) {
     return (shared_address(rows) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
-__device__ __forceinline__ void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void group_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
 
 // Within a block: barrier_wait's order among clusters would drop the L1 cache each time.
 __device__ __forceinline__ void wait(const u64& barrier, u32 parity) {
     asm volatile("{\n.reg .pred p;\nagain: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}"
                  ::"r"(shared_address(&barrier)), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void arrive(const u64& barrier) {
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
 }
 __device__ __forceinline__ void box_in(void* to, const u64& barrier, const TensorMap& map, int column, int t, int b) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
@@ -86,16 +78,16 @@ __device__ __forceinline__ void multiply_tile(Shared& s, float (&sum)[2][64], in
         const int stage = used % PLACES;
         wait(s.full[stage], used / PLACES & 1);
         const u64 a = matrix(s.pieces[stage][0]), b = matrix(s.pieces[stage][1]);
-        group_begin();
+        products_begin();
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             multiply(sum[0], a + k * 2, b + k * 2, piece + k);
             multiply(sum[1], a + k * 2 + 512, b + k * 2, piece + k);
         }
-        group_commit();
+        products_commit();
         if (piece == 0) continue;
-        group_wait<1>();  // the piece before: this one goes on
-        if (lane == 0) arrive(s.empty[(used - 1) % PLACES]);
+        products_wait<1>();  // the piece before: this one goes on
+        if (lane == 0) barrier_arrive(shared_address(&s.empty[(used - 1) % PLACES]));
     }
 }
 
@@ -203,8 +195,8 @@ struct Work {
             if (turn > 0) asm volatile("barrier.cta.sync %0, 256;" ::"r"(1 + turn % 2) : "memory");
             multiply_tile(s, sum, turn * pieces(), pieces(), lane);
             if (next < tiles.count) asm volatile("barrier.cta.arrive %0, 256;" ::"r"(2 - turn % 2) : "memory");
-            group_wait<0>();
-            if (lane == 0) arrive(s.empty[((turn + 1) * pieces() - 1) % PLACES]);
+            products_wait<0>();
+            if (lane == 0) barrier_arrive(shared_address(&s.empty[((turn + 1) * pieces() - 1) % PLACES]));
             const Tile tile = tiles[first + turn * blocks];
             const bool inside = tile.b + SIDE / times <= batch && tile.t + times <= time && tile.column + SIDE <= N;
             if (N % 4 == 0 && inside) store_tile<true>(s, sum, y, bias, tile, times, batch, time, N, warp, lane);

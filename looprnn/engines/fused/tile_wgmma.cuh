@@ -1,12 +1,6 @@
 // Hopper's matrix instruction with A in registers, as the four warps of a group give it together: NB is 8, 16 or 32.
 #pragma once
 
-// Of a group of four warps, registers for each thread: the kernel began with 128.
-template <int N> __device__ __forceinline__ void keep_registers() {
-    if (N < 128) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-    else asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-
 // d [64, NB] += a [64, 16] · h [16, NB] of one tile; a warp's rows and columns are those of mma.
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #if TYPE == 17
@@ -30,7 +24,3 @@ __device__ __forceinline__ void multiply_tile(float (&d)[NB / 2], uint4 a, u64 h
                  "wgmma.mma_async.sync.aligned." PRODUCT_OF ", p, 1, 1, 0;\n}"
                  : SUMS : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(h));
 }
-
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
