@@ -24,7 +24,7 @@ PROJECTED = one("rnn", 17, inputs=70, batch=33, time=100, precision="fp16")
 CASES = {
     **KERNELS,
     "projected": (PROJECTED, CLUSTER),
-    # No kernel before these uses shared memory: what they do not write there is not a number.
+    # Rows and units that the block has room for and the layer has not.
     "few_rows": (one("lstm", 130, batch=5, time=3, precision="fp16", **BOTH), CLUSTER),
     "few_rows_of_grid": (one("gru", 213, batch=5, time=3, precision="bf16", **BOTH), GRID),
 }
@@ -32,7 +32,7 @@ MUTANTS = [  # a source, what stands in it, what should not, and a case that mus
     ("cluster.cu", "reverse && t < length ? length - 1 - t", "reverse ? time - 1 - t", "rows"),
     ("cluster.cu", "lengths ? min(lengths[row], time) : time", "time", "rows"),
     ("cluster.cu", "row * state_stride + d * H + unit", "row * state_stride + unit", "fp32"),
-    ("cluster.cu", "zeros[i] = 0;", "", "few_rows"),
+    ("cluster.cu", "zeros[i] = 0;", "zeros[i] = ~0u;", "few_rows"),
     ("cluster.cu", "l.h_0 && row < l.batch ? l.h_0[l.state(row, unit)] : 0.f", "0.f", "one_row"),
     ("cluster.cu", "l.c_0 ? l.c_0[l.state(row, unit)] : 0.f", "l.c_0 ? 0.f : 0.f", "fp32"),
     ("cluster.cu", "fmaf(yf, c[g], yi * tanh_of(", "fmaf(yf, c[g], tanh_of(", "rows"),
@@ -52,7 +52,7 @@ MUTANTS = [  # a source, what stands in it, what should not, and a case that mus
     ("cluster.cu", "place(k * 32 + lane, b)", "place(k * 32 + lane, 0)", "fp32"),
     ("grid.cu", "for (int k = 0; k < KS; k++)", "for (int k = 1; k < KS; k++)", "grid"),
     ("grid.cu", "while ((got[i].x & 1) != tag && !lost)", "while (false)", "grid"),
-    ("grid.cu", "reinterpret_cast<u32*>(s.h)[i] = 0;", "", "few_rows_of_grid"),
+    ("grid.cu", "(s.h)[i] = 0;", "(s.h)[i] = ~0u;", "few_rows_of_grid"),
     ("grid.cu", "fmaf(z, h[i] - candidate, candidate)", "fmaf(z, candidate - h[i], h[i])",
      "grid_gru"),
     ("grid.cu", "t < length[i] ? h[i] : 0.f", "h[i]", "grid"),

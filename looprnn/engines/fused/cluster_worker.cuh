@@ -58,7 +58,7 @@ __device__ __forceinline__ void worker(const Layer& l, int warp, Tile tile) {
     };
     constexpr int EACH = (C - 1 + WARPS - 1) / WARPS;  // without a courier: blocks a warp sends to
     auto send = [&](int g, int buffer) {
-        hand_over(g);
+        hand_over(g, lost);
         if (COURIER) return;
         async_view();  // by those who send, after the barrier: it waits for this warp's own accesses
         if (!lost && warp * EACH < C - 1) send_part<EACH>(l, g, buffer, warp * EACH);
