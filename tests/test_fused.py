@@ -48,7 +48,8 @@ def test_matmuls_of_any_rows_on_a_cpu(batch, precision):
     [
         ("fp32", "wide64", 36, 1),
         ("fp32", "wide32x64", 36, 30),
-        ("fp32", "wide32", 36, 1000),
+        ("fp32", "wide32", 36, 60),
+        ("fp32", "wide16", 36, 1000),
         ("fp32", "tile64", 35, 1),
         ("fp16", "rounded128", 35, 1),
         ("fp16", "wide64", 36, 10),

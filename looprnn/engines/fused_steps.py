@@ -18,6 +18,7 @@ WIDTH: Final = {"fp32": 4, "fp16": 2, "fp16_state": 2, "bf16": 2}  # of a weight
 LARGE: Final = 128  # the side of the largest tile
 TILE_US: Final = 1.5, 0.0053  # of a tile of project.cuh: its stores, and for each of K; with room
 MULTIPROCESSORS: Final = 132
+LEAST_TILES: Final = 4 * MULTIPROCESSORS  # of a projection that takes long enough to go beside
 
 
 def matmul(
@@ -49,12 +50,15 @@ def matmul(
             """Whether there are enough tiles of m × n to keep the GPU busy."""
             return -(-M // m) * -(-N // n) * Z >= MULTIPROCESSORS // 2
 
+        half = WEIGHT[precision] != 0
         if busy(64, 64):
             kernel, m, n = f"{kind}64", 64, 64
-        elif aligned and WEIGHT[precision] and K >= 256:  # a piece of K for each of its warps
+        elif aligned and half and K >= 256:  # a piece of K for each of its warps
             kernel, m, n, block = "split32x64", 32, 64, 256
-        elif aligned and not WEIGHT[precision] and busy(32, 64):
+        elif aligned and not half and busy(32, 64):
             kernel, m, n = "wide32x64", 32, 64
+        elif aligned and not half and not busy(32, 32):
+            kernel, m, n = "wide16", 16, 16
         else:
             kernel, m, n = f"{kind}32", 32, 32
         grid = -(-M // m), -(-N // n), Z
@@ -102,7 +106,7 @@ def beside(
     ready = program.take(f"l{k}.ready", spans * FLOAT)  # for fewer rows of this plan, too
     us = tall * across / times * (TILE_US[0] + TILE_US[1] * K)
     blocks = math.ceil(us / plan.us_per_step)
-    if blocks > plan.spare or tall * across * spans < 4 * MULTIPROCESSORS:
+    if blocks > plan.spare or tall * across * spans < LEAST_TILES:
         return None
     fields = {
         **recurrence.fields, "ready": ready, "times": times, "blocks": blocks,

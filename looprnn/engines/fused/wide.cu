@@ -75,6 +75,7 @@ template <int M, int N> __device__ __forceinline__ void wide(const Matmul& o) {
         }
 }
 
+extern "C" __global__ void __launch_bounds__(128) wide16(const Matmul o) { wide<16, 16>(o); }
 extern "C" __global__ void __launch_bounds__(128) wide32(const Matmul o) { wide<32, 32>(o); }
 extern "C" __global__ void __launch_bounds__(128) wide32x64(const Matmul o) { wide<32, 64>(o); }
 extern "C" __global__ void __launch_bounds__(128) wide64(const Matmul o) { wide<64, 64>(o); }
