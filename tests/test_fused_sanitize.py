@@ -6,13 +6,14 @@ import sys
 import pytest
 from conftest import needs
 
-from looprnn.engines import fused_plan, fused_source
+from looprnn.engines import fused_plan, fused_source, fused_steps
 from looprnn.engines.fused_slots import between_slots
 
 needs("cuda.bindings", "pip install -e '.[fused]'")
 needs("rich", "pip install -e '.[bench]'")
 import fused_sanitize  # noqa: E402
-from sanitize_cases import CASES  # noqa: E402
+from sanitize_cases import CASES, LEAST_TILES  # noqa: E402
+from sanitize_races import CONTROLS, build_control, excused  # noqa: E402
 
 NOT_ON_HOPPER = {"rounded128"}  # what project.cu is there
 
@@ -41,6 +42,46 @@ def test_every_kernel_is_some_cases():
         )
     assert len(kernels) > 20
     assert kernels - NOT_ON_HOPPER == set.union(*map(launched, CASES.values())) - NOT_ON_HOPPER
+
+
+def test_the_projection_beside_its_recurrence_is_there(monkeypatch):
+    monkeypatch.setattr(fused_steps, "LEAST_TILES", LEAST_TILES)
+    assert launched(CASES["beside-lstm-fp16"]) == {"round_rows", "recurrence_multicast"}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_controls_compile(tmp_path, name):
+    build_control(name, tmp_path / "control")
+    assert (tmp_path / "control").read_bytes().startswith(b"\x7fELF")
+
+
+SUMS = """========= Error: Race reported between Write access at product(const Layer &)+0xf in a:8
+=========     and Read access at cells(const Layer &, int)::[lambda(int) (instance 6)]::operator ()
+========= """
+OF_ONE = """========= Error: Race reported between Read access at void Tile::product_of_one<worker(
+ const Layer &)>(T1)+0x4660 in recurrence.9b:373
+=========     and Write access at Tile::put(unsigned char *, int, int, float)+0x66f0 in a:356
+========= """
+OTHER = SUMS.replace("cells", "courier")
+HEAD = "========= Error: Race reported between"
+END = "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
+
+
+@pytest.mark.parametrize(
+    ("right", "case", "said"),
+    [
+        (True, "multicast-lstm-fp16-32", [SUMS, SUMS]),
+        (True, "courier4-lstm-fp16-1x4", [OF_ONE]),
+        (False, "cluster-lstm-fp16-1", [OF_ONE]),  # a block's barrier is all that it has
+        (False, "multicast-lstm-fp16-32", [SUMS, OTHER]),
+        (False, "grid-lstm-fp16-1", [SUMS]),
+        (False, "step-lstm", [SUMS]),
+        (False, "multicast-lstm-fp16-32", [HEAD]),
+        (False, "multicast-lstm-fp16-32", []),
+    ],
+)
+def test_only_what_racecheck_cannot_judge_is_excused(right, case, said):
+    assert excused("\n".join([*said, END]), CASES[case].said) == right
 
 
 RIGHT = "print('the answer is right')"
@@ -103,6 +144,28 @@ def test_only_a_clean_case_is_called_clean(tool, monkeypatch, capsys, text, says
     said = capsys.readouterr().out
     assert f"narrow8-fp16, memcheck: {says}, " in said
     assert f"{int(says == 'clean')} of 1 clean" in said
+
+
+RACED = "print('========= RACECHECK SUMMARY: 3 hazards displayed')"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("control-arrive", f"{RIGHT}; {RACED}; exit(9)", "clean but for 3"),
+        ("control-arrive", CLEAN, "not found: what is excused for it can be judged now"),
+        ("control-arrive", RACED, "found 3"),
+        ("control-sync", CLEAN, "clean"),
+        ("control-sync", f"{RIGHT}; {RACED}; exit(9)", "found 3"),
+        ("multicast-lstm-fp16-32", f"{RIGHT}; print({SUMS!r}); {RACED}", "clean but for 3"),
+        ("multicast-lstm-fp16-32", f"print({SUMS!r}); {RACED}", "found 3"),  # no answer
+    ],
+)
+def test_a_race_is_excused_where_the_controls_say_so(tool, monkeypatch, capsys, name, text, says):
+    tool(text)
+    status = main(monkeypatch, "--cases", name, "--tools", "racecheck")
+    assert status == (0 if says.startswith("clean") else 1)
+    assert f"{name}, racecheck: {says}, " in capsys.readouterr().out
 
 
 def test_one_that_is_not_clean_does_not_hide_among_others(tool, monkeypatch, capsys):

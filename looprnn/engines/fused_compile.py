@@ -20,6 +20,7 @@ from looprnn.errors import EngineError
 
 log = logging.getLogger("looprnn.fused")
 ELF: Final = b"\x7fELF"
+OPTIONS: Final = ("--std=c++17", "--ptxas-options=-v")
 # What ptxas says of each kernel.
 SAID: Final = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)'.*?(?P<stack>\d+) bytes stack frame, "
@@ -57,7 +58,7 @@ def cubin(unit: Unit, capability: str) -> bytes:
 
     Raises EngineError with the compiler's log.
     """
-    key = "\0".join((unit.text, capability, nvrtc_version()))
+    key = "\0".join((unit.text, capability, nvrtc_version(), *OPTIONS))
     path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
     try:
         if (found := path.read_bytes()).startswith(ELF):
@@ -76,8 +77,7 @@ def compile_unit(unit: Unit, capability: str) -> tuple[bytes, dict[str, Usage]]:
     """The cubin, and what each kernel uses. Raises EngineError with the compiler's log."""
     program = _check(nvrtc.nvrtcCreateProgram(unit.text.encode(), unit.name.encode(), 0, [], []))
     try:
-        options = [f"--gpu-architecture={architecture(capability)}", "--std=c++17",
-                   "--ptxas-options=-v"]  # fmt: skip
+        options = [f"--gpu-architecture={architecture(capability)}", *OPTIONS]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
         said = b" " * int(_check(nvrtc.nvrtcGetProgramLogSize(program)))
         _check(nvrtc.nvrtcGetProgramLog(program, said))
