@@ -2,25 +2,19 @@
 wherever they look.
 """
 
-import ctypes
 import itertools
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from unittest.mock import patch
 
 import numpy as np
 
 from looprnn import engines, parity
-from looprnn.engines import fused_compile, fused_plan, fused_source
+from looprnn.engines import fused_plan
 from looprnn.engines.fused_plan import Way
 from looprnn.spec import Activation, Layer, Profile, Range, RNNSpec, WeightSource
 from looprnn.weights import load_weights
 
 PRECISIONS = ["fp32", "fp16", "bf16"]
-DIRTY = """extern "C" __global__ void dirty(unsigned words) {
-    extern __shared__ unsigned s[];
-    for (unsigned i = threadIdx.x; i < words; i += blockDim.x) ((volatile unsigned*)s)[i] = ~0u;
-}"""
 
 
 def one(cell, hidden, *, inputs=5, batch=3, time=7, precision="fp32", **options):
@@ -74,36 +68,14 @@ def sessions(folder):
         yield make
 
 
-@cache
-def _dirty():
-    """The kernel, and how all shared memory there is becomes its."""
-    from cuda.bindings import runtime as cudart
-
-    from looprnn import cuda
-
-    unit = fused_source.Unit("dirty", DIRTY)
-    made, _ = fused_compile.compile_unit(unit, cuda.gpu().capability)
-    kernel = cuda.Module(made).__enter__().kernel("dirty")  # as long as the process
-    attribute = cudart.cudaDeviceAttr.cudaDevAttrMaxSharedMemoryPerBlockOptin
-    most = cuda.check(cudart.cudaDeviceGetAttribute(attribute, 0))
-    shape = cuda.Shape(grid=(2 * cuda.gpu().multiprocessors, 1, 1), block=256, shared=most)
-    kernel.allow(shape)
-    return kernel, shape
-
-
 def poisoned(session, inputs):
-    """A run before which all memory that it should write holds NaN: on the GPU, in its shared
-    memory, and here.
-    """
+    """A run before which all memory that it should write holds NaN, on the GPU and here."""
     from looprnn import cuda
 
     for name, buffer in session.gpu.items():
         kept = name in session.weights or name.endswith((".scratch", ".ready"))
         if not kept:
             cuda.fill(buffer, 0xFF, buffer.size, session.stream)
-    kernel, shape = _dirty()
-    words = ctypes.c_uint(shape.shared // 4)
-    kernel.launch(shape, [ctypes.addressof(words)], session.stream)
     session.host.view((session.host.size,), np.uint8)[:] = 0xFF
     session.stream.synchronize()
     return session.run(inputs)
