@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from looprnn.engines import fused_plan
+from looprnn.engines.fused_persistent import PersistentPlan
 from looprnn.engines.fused_plan import Way
 from looprnn.layer import Activation
 from looprnn.spec import Head, Layer, Profile, Range, RNNSpec, WeightSource
@@ -26,6 +27,11 @@ BOTH: Final[dict[str, Any]] = {"direction": "bidirectional"}
 
 
 LEAST_TILES: Final = 24  # of a projection beside its recurrence: with those usual it takes hours
+
+
+def said_of(plan: PersistentPlan) -> dict[str, Any]:
+    """What a plan says of itself."""
+    return {"source": plan.source, **dict(plan.defines)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class Case:
     def said(self) -> dict[str, Any]:
         """What the first layer's plan says of itself; nothing where it goes step by step."""
         plan = self.ways()[0].plan
-        return {"source": plan.source, **dict(plan.defines)} if plan else {}
+        return said_of(plan) if plan else {}
 
     def ways(self) -> list[Way]:
         """One for each layer. Raises LookupError if a layer has no such plan."""
@@ -55,8 +61,7 @@ class Case:
         for k, layer in enumerate(self.spec.layers):
             plans = fused_plan.plans(layer, fused_plan.DTYPE[self.spec.precision], most)
             for plan in plans:
-                said = {"source": plan.source, **dict(plan.defines)}
-                if self.plan.items() <= said.items():
+                if self.plan.items() <= said_of(plan).items():
                     found.append(Way(layer=k, first=1, last=most, plan=plan, why=plan.why))
                     break
             else:

@@ -92,7 +92,8 @@ template <int COUNT> __device__ __forceinline__ void send_part(const Layer& l, i
 // A group's part of h is in its place, and x is read: all workers call this, and the couriers wait for
 // it. Without couriers it makes the part visible to the block, else a courier's arrival does; those
 // who send it have yet to call async_view(). A lost warp, which waits for no h, waits here: a second
-// arrival of its own would be taken for another warp's first.
+// arrival of its own would be taken for another warp's first. Its last arrival before it was lost is
+// long over: it has waited for 20 µs at least since.
 __device__ __forceinline__ void hand_over(int g, bool lost) {
     if (!COURIER) return __syncthreads();
     async_view();  // x and y are the copy engine's, too

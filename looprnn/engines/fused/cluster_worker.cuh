@@ -42,7 +42,7 @@ __device__ __forceinline__ void worker(const Layer& l, int warp, Tile tile) {
         for (int g = 0; g < GROUPS; g++) load_x(g, 0, 0), load_x(g, 1, 1);
     cluster_sync();
 
-    // A warp that lost a block goes on without waiting, so that no other warp waits for it.
+    // A warp that lost a block goes on without waiting for h or x, so that no other warp waits for it for long.
     bool lost = l.rank == LOSE_BLOCK;
     auto wait = [&](u32 barrier, u32 parity) {
         if (!lost && !barrier_wait(barrier, parity, l.timeout, l.error)) lost = true;
