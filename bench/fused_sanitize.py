@@ -36,12 +36,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sanitize_cases import CASES, LEAST_TILES, Case
-from sanitize_races import CONTROLS, SEEN, build_control, excused, run_control
+from sanitize_races import CONTROL, CONTROLS, SEEN, build_control, excused, run_control
 
 from looprnn import engines, parity
 from looprnn.engines import fused_compile, fused_plan, fused_steps
 from looprnn.weights import load_weights
 
+NAMES = (*CONTROLS, *CASES)
 TOOLS = ("racecheck", "memcheck", "synccheck")  # the slow one first
 CUDA = "/usr/local/cuda/bin"
 FOUND = 9  # the status of a tool that found something
@@ -205,12 +206,12 @@ def looked_at(
 
 
 def kernel_of(name: str) -> str:
-    return "handed_over" if name in CONTROLS else CASES[name].kernel
+    return CONTROL if name in CONTROLS else CASES[name].kernel
 
 
 def report(verdicts: dict[tuple[str, str], Verdict], tools: Sequence[str]) -> Table:
     table = Table("case", "kernel", *tools)
-    for name in (*CONTROLS, *CASES):
+    for name in NAMES:
         if (name, tools[0]) not in verdicts:
             continue
         cells = []
@@ -237,7 +238,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     for pattern in options.cases:
-        if not fnmatch.filter((*CONTROLS, *CASES), pattern):
+        if not fnmatch.filter(NAMES, pattern):
             parser.error(f"--cases {pattern}: there is none of that name; --list shows them")
     return options
 
@@ -248,8 +249,7 @@ def main() -> int:
         name, path = options.run
         run(name, Path(path))
         return 0
-    every = (*CONTROLS, *CASES)
-    names = [n for n in every if any(fnmatch.fnmatchcase(n, p) for p in options.cases)]
+    names = [n for n in NAMES if any(fnmatch.fnmatchcase(n, p) for p in options.cases)]
     if options.list:
         for name in names:
             sys.stdout.write(f"{name:32} {kernel_of(name)}\n")

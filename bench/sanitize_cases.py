@@ -24,14 +24,20 @@ CELLS: Final[dict[str, dict[str, Any]]] = {
     "gru_before": {"cell": "gru", "reset": "before"},
 }
 BOTH: Final[dict[str, Any]] = {"direction": "bidirectional"}
-
-
 LEAST_TILES: Final = 24  # of a projection beside its recurrence: with those usual it takes hours
 
 
 def said_of(plan: PersistentPlan) -> dict[str, Any]:
     """What a plan says of itself."""
     return {"source": plan.source, **dict(plan.defines)}
+
+
+def plan_of(layer: Layer, precision: str, batch: int, said: Mapping[str, Any]) -> PersistentPlan:
+    """The fastest plan of a layer that says so. Raises LookupError if there is none."""
+    for plan in fused_plan.plans(layer, fused_plan.DTYPE[precision], batch):
+        if said.items() <= said_of(plan).items():
+            return plan
+    raise LookupError(f"{layer.cell} {layer.hidden_size} has no plan of {dict(said)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +63,8 @@ class Case:
         if self.plan is None:
             return fused_plan.only_steps(self.spec, self.name)
         most = self.spec.profile.batch.max
-        found = []
-        for k, layer in enumerate(self.spec.layers):
-            plans = fused_plan.plans(layer, fused_plan.DTYPE[self.spec.precision], most)
-            for plan in plans:
-                if self.plan.items() <= said_of(plan).items():
-                    found.append(Way(layer=k, first=1, last=most, plan=plan, why=plan.why))
-                    break
-            else:
-                raise LookupError(f"{self.name}: layer {k} has no plan of {dict(self.plan)}")
-        return found
+        plans = [plan_of(x, self.spec.precision, most, self.plan) for x in self.spec.layers]
+        return [Way(layer=k, first=1, last=most, plan=p, why=p.why) for k, p in enumerate(plans)]
 
 
 def spec(

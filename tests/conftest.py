@@ -3,7 +3,7 @@
 import importlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -161,6 +161,12 @@ def load_stream_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[obje
 
     with loading(tmp_path_factory.mktemp("repository")) as load:
         yield load
+
+
+@pytest.fixture
+def model(load_stream_model: Callable[[], object]) -> object:
+    """A stream model whose engine is a double."""
+    return load_stream_model()
 
 
 @pytest.fixture(params=["threads", "asyncio"])

@@ -5,11 +5,12 @@ import pytest
 from cases import BOTH, CASES, case, layer, worst
 from cuda_on_cpu import missing, run
 from drawn import agree, specs
+from fused_mutants import mutate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from looprnn import parity
-from looprnn.engines import fused_plan, fused_source, fused_steps
+from looprnn.engines import fused_plan, fused_steps
 from looprnn.weights import load_weights
 
 on_cpu = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -107,13 +108,7 @@ MUTANTS = [  # of a kernel's text, and a case that must notice
 @on_cpu
 @pytest.mark.parametrize(("file", "right", "wrong", "name"), MUTANTS)
 def test_some_case_notices_a_wrong_kernel(file, right, wrong, name, monkeypatch):
-    read, noticing = fused_source._read, BY_NAME[name]
-
-    def mutated(which):
-        text = read(which)
-        assert which != file or right in text
-        return text.replace(right, wrong) if which == file else text
-
-    monkeypatch.setattr(fused_source, "_read", mutated)
+    noticing = BY_NAME[name]
+    mutate(monkeypatch, file, right, wrong)
     got, _ = run(noticing.spec, noticing.weights, noticing.inputs)
     assert not parity.agrees(worst(noticing, got))

@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 import pytest
+from fused_mutants import mutate
 from fused_on_gpu import (
     BOTH,
     CLOSE,
@@ -90,18 +91,14 @@ def test_what_a_mutant_changes_is_there(source, right, wrong, name):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("source", "right", "wrong", "name"), MUTANTS)
 def test_parity_notices_a_wrong_kernel(opened, monkeypatch, source, right, wrong, name):
-    (spec, said), read = CASES[name], fused_source._read.__wrapped__  # not those kept
+    spec, said = CASES[name]
     plan, most = plan_of(spec, **said), spec.profile
     limits = CLOSE if name in KERNELS else parity.TOLERANCE
     inputs = parity.draw_inputs(spec, most.batch.max, most.time.max)
     well, found = agrees(spec, inputs, poisoned(opened(spec, plan=plan), inputs), limits)
     assert well, found
     monkeypatch.setattr(fused_plan, "TIMEOUT_NS", 2_000_000_000)
-    monkeypatch.setattr(
-        fused_source,
-        "_read",
-        lambda which: read(which).replace(right, wrong) if which == source else read(which),
-    )
+    mutate(monkeypatch, source, right, wrong)
     mutant = opened(spec, plan=plan)
     with suppress(EngineError):  # a wait that came too late notices, too
         well, found = agrees(spec, inputs, poisoned(mutant, inputs), limits)

@@ -8,10 +8,10 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 from conftest import cannot_run_here
+from fused_mutants import mutate
 from slotted import CAPACITY, SPECS, Opener, filled, one_step, play, same, state, worst
 
 from looprnn import parity
-from looprnn.engines import fused_source
 
 KINDS = [
     ("onnxruntime", "host"),
@@ -104,14 +104,7 @@ BODIES = [
 @pytest.mark.skipif(cuda_on_cpu.missing() is not None, reason="no g++ here")
 @pytest.mark.parametrize(("right", "wrong"), MUTANTS)
 def test_a_wrong_kernel_is_noticed(right, wrong, monkeypatch, tmp_path):
-    read = fused_source._read
-
-    def mutated(which):
-        text = read(which)
-        assert which != "slots.cu" or right in text
-        return text.replace(right, wrong) if which == "slots.cu" else text
-
-    monkeypatch.setattr(fused_source, "_read", mutated)
+    mutate(monkeypatch, "slots.cu", right, wrong)
     opened = Opener("fused", "kernels", tmp_path, None)
     noticed = []
     for body in BODIES:

@@ -11,11 +11,6 @@ from looprnn.slots import SlotTable
 from looprnn.states import HostStates
 
 
-@pytest.fixture
-def model(load_stream_model):
-    return load_stream_model()
-
-
 @st.composite
 def scripts(draw):
     """Streams of random chunks, interleaved at random, at most CAPACITY of them at a time."""

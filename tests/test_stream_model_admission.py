@@ -3,7 +3,6 @@
 import threading
 
 import numpy as np
-import pytest
 from stream_triton_double import (
     CAPACITY,
     END,
@@ -18,11 +17,6 @@ from stream_triton_double import (
 from triton_double import MetricFamily
 
 from looprnn.slots import SlotTable
-
-
-@pytest.fixture
-def model(load_stream_model):
-    return load_stream_model()
 
 
 def full(model):

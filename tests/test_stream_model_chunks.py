@@ -1,7 +1,6 @@
 """The stream model alone: what a chunk may be, and which states it leaves behind."""
 
 import numpy as np
-import pytest
 from stream_triton_double import (
     END,
     START,
@@ -14,11 +13,6 @@ from stream_triton_double import (
     steps,
     truth,
 )
-
-
-@pytest.fixture
-def model(load_stream_model):
-    return load_stream_model()
 
 
 def test_chunks_of_many_streams_are_one_run(model):

@@ -16,12 +16,6 @@ from stream_triton_double import (
 
 from looprnn.errors import EngineError
 
-
-@pytest.fixture
-def model(load_stream_model):
-    return load_stream_model()
-
-
 BAD = {
     "nan": ({"input": np.full((1, 1, 7), np.nan, np.float32)}, "bad input: input holds nan"),
     "two_rows": ({"input": np.zeros((2, 1, 7), np.float32)}, "bad input: input has B = 2 rows"),

@@ -13,6 +13,7 @@ from looprnn.errors import EngineError
 from looprnn.profile import Profile
 from looprnn.repository import built_versions
 from looprnn.server import FLAGS, Server
+from looprnn.stream import variant_of
 from looprnn.supervisor import keep_serving
 
 
@@ -62,22 +63,23 @@ def greeting(server: Server, models: dict[str, str]) -> str:
     ]
     lines.append(f"gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}/metrics.")
     served = [name for name, reason in models.items() if not reason]
-    streamed = [name for name in served if name.removesuffix("_stream") in models.keys() - {name}]
-    for name, sizes in built(server.repository, [n for n in served if n not in streamed]):
+    streamed = [name for name in served if variant_of(name) in models.keys() - {name}]
+    if first := first_built(server.repository, [n for n in served if n not in streamed]):
+        name, sizes = first
         size = f"{sizes.batch.opt} {sizes.time.opt}"
         ask = f"--url {server.grpc} --model {name} --random {size} --output y.npz"
         lines += ["Ask it:", f"  looprnn-client infer {ask}"]
-    for name, sizes in built(server.repository, streamed):
-        model = name.removesuffix("_stream")
-        ask = f"--url {server.grpc} --model {model} --random {sizes.time.opt}"
+    if first := first_built(server.repository, streamed):
+        name, sizes = first
+        ask = f"--url {server.grpc} --model {variant_of(name)} --random {sizes.time.opt}"
         lines += ["Or chunk by chunk, its state kept here:", f"  looprnn-client stream {ask}"]
     return "\n".join([*lines, "Ctrl-C stops it."])
 
 
-def built(repository: Path, models: list[str]) -> list[tuple[str, Profile]]:
-    """The first of these models that looprnn built, with the sizes it is for; or none."""
+def first_built(repository: Path, models: list[str]) -> tuple[str, Profile] | None:
+    """The first of these models that looprnn built, with the sizes it is for."""
     for name in models:
         for version in reversed(built_versions(repository / name)):
             with suppress(EngineError):
-                return [(name, Cards.read(repository / name / str(version)).spec.profile)]
-    return []
+                return name, Cards.read(repository / name / str(version)).spec.profile
+    return None
